@@ -1,0 +1,79 @@
+# Everything is set up by the targets themselves; they need Python 3.11 or newer with its venv module, and nothing else.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL_VENV := .venv-thumbnails
+
+# The first of these that is new enough and can make virtual environments. PYTHON=… chooses another.
+CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3
+PYTHON ?= $(shell for name in $(CANDIDATES); do \
+	"$$name" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && \
+	echo "$$name" && break; done)
+
+PIP_INSTALL := -m pip install --quiet --quiet --disable-pip-version-check
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: install
+install: $(VENV)/.installed ## Make .venv with the locked requirements and this project, editable
+
+.PHONY: demo
+demo: $(VENV)/.installed $(MODEL_VENV)/.installed ## Run workers/thumbnails on a photograph; the pictures land in demo-output/
+	@$(BIN)/python scripts/demo.py --model-python $(MODEL_VENV)/bin/python
+
+.PHONY: test
+test: $(VENV)/.installed ## Run all tests; ARGS="-k cancel -x" goes to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.installed ## Check format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@MYPYPATH=cog_celery/runtime $(BIN)/mypy --python-version 3.10 cog_celery/runtime workers
+
+.PHONY: format
+format: $(VENV)/.installed ## Format, and fix what lint can fix
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(VENV)/.installed ## Measure beside cog 0.4.4 and 0.6.1; needs Python 3.10 for these
+	@$(BIN)/python -m bench $(ARGS)
+
+.PHONY: lock
+lock: $(VENV)/.installed ## Renew requirements.lock from pyproject.toml
+	@$(BIN)/python $(PIP_INSTALL) 'uv>=0.9'
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --extra dev \
+		--output-file requirements.lock pyproject.toml
+
+.PHONY: clean
+clean: ## Remove everything that these targets made
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(call make-venv,$(VENV))
+	@echo "Installing into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) --require-hashes --requirement requirements.lock
+	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# The model's own interpreter, with the model's own requirements and nothing of ours.
+$(MODEL_VENV)/.installed: workers/thumbnails/requirements.txt
+	@$(call make-venv,$(MODEL_VENV))
+	@echo "Installing into $(MODEL_VENV)"
+	@$(MODEL_VENV)/bin/python $(PIP_INSTALL) --requirement $<
+	@touch $@
+
+define make-venv
+test -n "$(PYTHON)" || { \
+	echo "This needs Python 3.11 or newer with its venv module, under one of the names: $(CANDIDATES)."; \
+	echo "Install one (on Debian and Ubuntu: apt-get install python3 python3-venv), or say make PYTHON=/path/to/python."; \
+	exit 1; } >&2; \
+test -x $(1)/bin/python || "$(PYTHON)" -m venv $(1)
+endef

@@ -1,0 +1,67 @@
+"""What Linux says about a tree of processes: who is in it, its CPU time, its memory.
+
+It must not know what the processes are for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+_PROC = Path("/proc")
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+# Fields of /proc/<pid>/stat, counted from behind the command's closing parenthesis (the command may hold blanks).
+_PARENT = 1
+_CPU = slice(11, 15)  # utime, stime, and the same of children that were waited for
+
+
+def tree(roots: Iterable[int]) -> set[int]:
+    """The processes among `roots` that exist, and all their descendants."""
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    alive = set()
+    for folder in _PROC.iterdir():
+        if folder.name.isdigit() and (fields := _stat(int(folder.name))):
+            pid = int(folder.name)
+            alive.add(pid)
+            children[int(fields[_PARENT])].append(pid)
+    found: set[int] = set()
+    ahead = [pid for pid in roots if pid in alive]
+    while ahead:
+        pid = ahead.pop()
+        if pid not in found:
+            found.add(pid)
+            ahead.extend(children[pid])
+    return found
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time of these processes and of those of their children that are gone, to 10 ms each."""
+    return sum(sum(int(ticks) for ticks in fields[_CPU]) for pid in pids if (fields := _stat(pid))) / _TICKS_PER_SECOND
+
+
+def memory_bytes(pids: Iterable[int]) -> int:
+    """Their proportional set size: pages that several processes share are counted once, in parts."""
+    return sum(_proportional_set_size(pid) for pid in pids)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields behind the command; empty when the process is gone."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return text.rpartition(")")[2].split()
+
+
+def _proportional_set_size(pid: int) -> int:
+    try:
+        text = (_PROC / str(pid) / "smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        if name == "Pss":
+            return int(rest.split()[0]) * 1024
+    return 0

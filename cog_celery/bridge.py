@@ -1,0 +1,410 @@
+"""The bridge: takes an entry together with an idle slot's credit, and sends the slot a ticket; takes over what dead owners left.
+
+It must not know what a request asks for, nor keep one: a request stays in its stream. One thread serves one stream and owns all that
+the bridge knows of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import msgspec
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from cog_celery.celery import app, turn, worker_queue
+from cog_celery.errors import CogCeleryError, GroupMissing, ServerError, ServerLost, UsageError
+from cog_celery.link import Link, Outage
+from cog_celery.prediction import Prediction
+from cog_celery.refusing import refuse
+from cog_celery.requests import Refusal, parse
+from cog_celery.settings import Settings
+from cog_celery.snapshots import dialect
+from cog_celery.stream import (
+    BRIDGE,
+    RELEASED,
+    SLOT,
+    TICKET_VERSION,
+    Delivery,
+    Owned,
+    Queue,
+    QueueSettings,
+    Ticket,
+    life,
+    slot_life,
+)
+
+GROUP_PAUSE = 0.5
+"""Seconds between looks for a group that does not exist: within a second of its creation it is picked up."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds to wait after a server was out of reach; doubled each time."""
+CONSUMERS_PAUSE = 60.0
+"""Seconds between looks for consumers of dead processes."""
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> int:
+    """Run a bridge until it is told to stop; its exit code. Raises UsageError."""
+    if not settings.queues:
+        raise UsageError("which queue? Give --queue NAME, or set COG_CELERY_QUEUE")
+    bridge = Bridge(settings)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        bridge.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    return bridge.run()
+
+
+class Dispatcher:
+    """Publishes tickets: one connection to the broker and one producer, under a lock, since a producer is not thread-safe."""
+
+    def __init__(self, app: Celery, outage: Outage) -> None:
+        self._app = app
+        self._outage = outage
+        self._lock = threading.Lock()
+        self._connection = app.connection_for_write()
+        self._producer = self._connection.Producer(auto_declare=False)
+
+    def dispatch(self, ticket: Ticket) -> None:
+        """Send a ticket to its slot's worker. Raises ServerLost."""
+        queue = worker_queue(slot_life(ticket.slot))
+        with self._lock, self._reaching():
+            turn.apply_async(
+                msgspec.structs.astuple(ticket),
+                producer=self._producer,
+                queue=queue,
+                declare=[],
+                retry=False,
+                argsrepr=f"({ticket.stream}, {ticket.entry})",
+                kwargsrepr="{}",
+            )
+
+    def delete(self, life: str) -> None:
+        """Delete the Celery queue of a worker that is gone. Raises ServerLost."""
+        with self._lock, self._reaching():
+            worker_queue(life)(self._connection.default_channel).delete()
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):  # whatever a transport raises: we are done with it
+            self._connection.release()
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        errors = self._connection.connection_errors + self._connection.channel_errors
+        try:
+            yield
+        except (OperationalError, OSError, *errors) as error:
+            lost = ServerLost(f"the broker did not answer: {error}")
+            self._outage.begin(lost)
+            with contextlib.suppress(Exception):
+                self._connection.release()
+            self._connection = self._app.connection_for_write()
+            self._producer = self._connection.Producer(auto_declare=False)
+            raise lost from error
+        self._outage.end()
+
+
+class Bridge:
+    """The streams of one process. stop() may be called from a signal handler."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._name = life(settings.name)
+        self._stopping = threading.Event()
+        self._failed = threading.Event()
+        self._outage = Outage("Redis")
+        app.conf.broker_url = settings.broker_url
+        self._dispatcher = Dispatcher(app, Outage("the broker"))
+        self._streams = [
+            StreamBridge(Queue(name), self._name, settings, self._dispatcher, self._outage, self._stopping)
+            for name in settings.queues
+        ]
+
+    def run(self) -> int:
+        threads = [
+            threading.Thread(target=self._guarded, args=(stream,), name=f"bridge {stream.queue.name}", daemon=True)
+            for stream in self._streams
+        ]
+        for thread in threads:
+            thread.start()
+        log.info("bridge %s serves %s", self._name, ", ".join(self._settings.queues))
+        self._stopping.wait()
+        # A thread may be about to block: wake them until they have all seen it.
+        with contextlib.closing(Link(self._settings.redis_url, f"cog-celery-bridge-stop:{self._name}")) as link:
+            while any(thread.is_alive() for thread in threads):
+                for stream in self._streams:
+                    with contextlib.suppress(ServerError):
+                        stream.wake(link)
+                for thread in threads:
+                    thread.join(0.05 / len(threads))
+        self._dispatcher.close()
+        return 1 if self._failed.is_set() else 0
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _guarded(self, stream: StreamBridge) -> None:
+        try:
+            stream.run()
+            return
+        except CogCeleryError as error:
+            log.error("queue %s: %s", stream.queue.name, error)
+        except Exception:
+            log.exception("a bug of ours, in the bridge of %s", stream.queue.name)
+        self._failed.set()
+        self._stopping.set()
+
+
+class StreamBridge:
+    """One stream. `waiting`: entries that this bridge owns and has no credit for; `dispatched`: those whose ticket is on its way."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        name: str,
+        settings: Settings,
+        dispatcher: Dispatcher,
+        outage: Outage,
+        stopping: threading.Event,
+    ) -> None:
+        self.queue = queue
+        self._name = name
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._stopping = stopping
+        self._link = Link(settings.redis_url, f"cog-celery-bridge:{name}", outage)
+        self._blocked = False
+        self._waiting: dict[str, int] = {}
+        self._dispatched: dict[str, tuple[str, float]] = {}
+        self._agreed: QueueSettings | None = None
+        self._sweep_at = 0.0
+        self._reclaim_at = 0.0
+        self._consumers_at = time.monotonic() + CONSUMERS_PAUSE
+
+    def run(self) -> None:
+        """Serve the stream until told to stop. Raises SettingsConflict and bugs; outages are waited out."""
+        pause = FIRST_PAUSE
+        said = False
+        while not self._stopping.is_set():
+            try:
+                if self._agreed is None:
+                    self._begin()
+                self._step()
+                pause, said = FIRST_PAUSE, False
+            except GroupMissing:
+                if self._settings.create_group:
+                    if self._create():
+                        log.warning("queue %s had no group: it was made", self.queue.name)
+                    continue
+                if not said:
+                    log.warning("queue %s does not exist yet, waiting for it", self.queue.name)
+                    said = True
+                self._stopping.wait(GROUP_PAUSE)
+            except ServerLost:
+                self._be_patient()
+                self._stopping.wait(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+        self._drain()
+
+    def wake(self, link: Link) -> None:
+        """End a blocking read, from another thread, on its link."""
+        if self._blocked and self._link.client_id:
+            link.call("CLIENT", "UNBLOCK", self._link.client_id)
+
+    def _begin(self) -> None:
+        settings = self._settings
+        if settings.create_group:
+            self.queue.create_group(self._link)
+        elif not self.queue.group_exists(self._link):
+            raise GroupMissing(self.queue.name)
+        self._agreed = self.queue.agree(self._link, settings.dialect, settings.lease, settings.max_attempts)
+        self._be_patient()
+
+    def _create(self) -> bool:
+        try:
+            return self.queue.create_group(self._link)
+        except ServerLost:
+            return False
+
+    def _be_patient(self) -> None:
+        """Reclaim nothing for one lease: idle time counts through an outage, and owners must be able to speak up first."""
+        lease = self._agreed.lease if self._agreed else 0.0
+        self._reclaim_at = time.monotonic() + lease
+
+    # -- the loop
+
+    def _step(self) -> None:
+        """Take one entry and send its ticket, or wait for what is missing; heartbeats in between."""
+        if time.monotonic() >= self._sweep_at:
+            self._sweep()
+        queue, link = self.queue, self._link
+        entry = next(iter(self._waiting), None)
+        answer = queue.take(link, self._name, entry, self._waiting.get(entry, 0) if entry else 0)
+        left = max(0.01, self._sweep_at - time.monotonic())
+        match answer:
+            case ("ticket", credit, delivery):
+                self._waiting.pop(delivery.entry, None)
+                self._dispatch(credit, delivery)
+            case ("gone",):
+                assert entry is not None
+                self._waiting.pop(entry, None)
+            case ("no entry", last):
+                with self._blocking():
+                    queue.watch(link, last, left)
+            case _:
+                with self._blocking():
+                    queue.wait_for_credit(link, left)
+
+    @contextlib.contextmanager
+    def _blocking(self) -> Iterator[None]:
+        self._blocked = True
+        try:
+            yield
+        finally:
+            self._blocked = False
+
+    def _dispatch(self, credit: str, delivery: Delivery) -> None:
+        try:
+            parse(delivery.value, self.queue.name, self._settings.max_request_bytes)
+        except Refusal as refusal:
+            self._refuse(delivery, refusal)
+            self.queue.put_credit(self._link, credit)
+            return
+        ticket = Ticket(TICKET_VERSION, self.queue.name, delivery.entry, delivery.attempt, self._name, credit)
+        try:
+            self._dispatcher.dispatch(ticket)
+        except ServerLost:
+            self._waiting[delivery.entry] = delivery.attempt
+            self.queue.put_credit(self._link, credit)
+            raise
+        self._dispatched[delivery.entry] = (credit, time.monotonic())
+
+    def _refuse(self, delivery: Delivery, refusal: Refusal) -> None:
+        ttl = int((self._settings.response_ttl or 0) * 1000)
+        assert self._agreed is not None
+        refuse(self._link, self.queue, delivery, self._name, refusal, self._agreed.dialect, ttl)
+
+    # -- every third of a lease
+
+    def _sweep(self) -> None:
+        assert self._agreed is not None
+        lease = self._agreed.lease
+        now = time.monotonic()
+        if self._sweep_at and now - self._sweep_at > lease / 3:
+            self._be_patient()  # we were late: then others may not have been heard either
+        self._sweep_at = now + lease / 3
+        self._keep_ours(lease)
+        if now >= self._reclaim_at:
+            self._reclaim(lease)
+        if now >= self._consumers_at:
+            self._consumers_at = now + CONSUMERS_PAUSE
+            for consumer in self.queue.idle_consumers(self._link, max(CONSUMERS_PAUSE, 10 * lease)):
+                self.queue.forget(self._link, consumer)
+
+    def _keep_ours(self, lease: float) -> None:
+        """Extend what this bridge owns; tickets whose worker is gone, or that nobody claimed, go to the next credit."""
+        owned = {line.entry: line.attempt for line in self.queue.owned(self._link, self._name)}
+        self.queue.extend(self._link, [(entry, self._name, attempt) for entry, attempt in owned.items()])
+        now = time.monotonic()
+        for entry in [entry for entry in self._dispatched if entry not in owned]:
+            del self._dispatched[entry]  # claimed
+        for entry in [entry for entry in self._waiting if entry not in owned]:
+            del self._waiting[entry]
+        lives: dict[str, bool] = {}
+        for entry, attempt in owned.items():
+            if entry in self._waiting:
+                continue
+            credit, when = self._dispatched.get(entry, ("", 0.0))
+            if credit:
+                worker = slot_life(credit)
+                if worker not in lives:
+                    lives[worker] = self.queue.lives(self._link, worker)
+                if lives[worker] and now - when < lease:
+                    continue
+                log.warning(
+                    "the ticket for %s on %s was not claimed (%s): it goes to the next idle slot",
+                    *(entry, self.queue.name, "its worker does not consume" if lives[worker] else "its worker is gone"),
+                )
+                del self._dispatched[entry]
+            self._waiting[entry] = attempt
+        for worker, alive in lives.items():
+            if not alive:
+                self._dispatcher.delete(worker)
+
+    def _reclaim(self, lease: float) -> None:
+        """Take over entries whose owners have not been heard of for a lease."""
+        after: str | None = None
+        while True:
+            lines = self.queue.overdue(self._link, lease, after=after)
+            for line in lines:
+                if line.owner != self._name:
+                    self._take_over(line, lease)
+            if len(lines) < 100:
+                return
+            after = lines[-1].entry
+
+    def _take_over(self, line: Owned, lease: float) -> None:
+        assert self._agreed is not None
+        ran = SLOT.fullmatch(line.owner) is not None
+        ours = ran or BRIDGE.fullmatch(line.owner) is not None or line.owner == RELEASED
+        if not ours:
+            if line.idle < self._settings.foreign_lease * 1000:
+                return
+            lease, ran = self._settings.foreign_lease, True
+        attempt = self.queue.reclaim(self._link, line, self._name, lease, counts=ran)
+        if not attempt:
+            return
+        if attempt <= self._agreed.max_attempts:
+            log.warning(
+                "entry %s of %s is reclaimed from %s: attempt %d", line.entry, self.queue.name, line.owner, attempt
+            )
+            self._waiting[line.entry] = attempt
+            return
+        self._bury(Delivery(line.entry, attempt, self.queue.read(self._link, line.entry)), line.owner)
+
+    def _bury(self, delivery: Delivery, last_owner: str) -> None:
+        """All attempts are used up: say so, and keep the request among the dead letters."""
+        assert self._agreed is not None
+        runs = delivery.attempt - 1
+        reason = f"Prediction failed: it was lost with its worker {runs} times, and that is as often as it is tried."
+        log.error("entry %s of %s: %s Last owner: %s", delivery.entry, self.queue.name, reason, last_owner)
+        try:
+            request = parse(delivery.value, self.queue.name, self._settings.max_request_bytes)
+        except Refusal as refusal:
+            self._refuse(delivery, refusal)
+            return
+        prediction = Prediction()
+        prediction.start(time.time())
+        prediction.fail(time.time(), reason, "platform")
+        snapshot = dialect(self._agreed.dialect, delivery.value).render(prediction)
+        ttl = int((self._settings.response_ttl or 0) * 1000)
+        self.queue.bury(self._link, delivery, self._name, request.response_queue, snapshot, reason, ttl)
+
+    # -- the end
+
+    def _drain(self) -> None:
+        """Let tickets that are on their way be claimed, then give the rest back to whoever comes next."""
+        if self._agreed is None:
+            return
+        until = time.monotonic() + min(self._settings.drain_timeout, self._agreed.lease)
+        try:
+            while owned := self.queue.owned(self._link, self._name):
+                on_their_way = [line for line in owned if line.entry in self._dispatched]
+                for line in owned if time.monotonic() > until else [one for one in owned if one not in on_their_way]:
+                    self.queue.release(self._link, line.entry, self._name, line.attempt, self._agreed.lease)
+                if on_their_way:
+                    time.sleep(0.02)
+            self.queue.forget(self._link, self._name)
+        except ServerError as error:
+            log.warning("queue %s: stopped without giving back what was not claimed: %s", self.queue.name, error)
+        finally:
+            self._link.close()

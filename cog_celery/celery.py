@@ -1,0 +1,84 @@
+"""The Celery app: its settings, and the one task, which gives a slot a turn.
+
+It must not know what a slot does with it. `celery -A cog_celery worker` and `celery -A cog_celery flower` start from here; the
+broker is read from COG_CELERY_* variables when it is first needed.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import Any
+
+from celery import Celery
+from kombu import Exchange, Queue
+
+from cog_celery.requests import OUR_PREFIX
+from cog_celery.settings import Settings
+
+TURN = "cog_celery.turn"
+
+
+def _configuration() -> dict[str, Any]:
+    return configuration(Settings.load({}, os.environ).broker_url)
+
+
+def configuration(broker_url: str) -> dict[str, Any]:
+    """Celery's settings. Delivery is the stream's business: the broker carries tickets, and may lose them."""
+    redis = broker_url.startswith(("redis://", "rediss://", "unix://", "sentinel://", "redis+socket://"))
+    options = {
+        "socket_timeout": 15,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+        "priority_steps": [0],
+        "global_keyprefix": f"{OUR_PREFIX}broker:",
+        "ack_emulation": False,
+    }
+    return {
+        "broker_url": broker_url,
+        "broker_transport_options": options if redis else {},
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "task_acks_late": False,
+        "task_ignore_result": True,
+        "task_send_sent_event": False,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "event_serializer": "json",
+        "task_create_missing_queues": True,
+        "worker_pool": "threads",
+        "worker_prefetch_multiplier": 1,
+        # With early acknowledgement and a task without events it stalls the threads pool for up to 1 s after each task.
+        "worker_disable_prefetch": False,
+        "worker_send_task_events": True,
+        "worker_disable_rate_limits": True,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+    }
+
+
+class _App(Celery):  # type: ignore[misc]
+    @cached_property
+    def Worker(self) -> Any:
+        return self.subclass_with_self("cog_celery.worker:Worker", name="Worker")
+
+
+app = _App("cog_celery", set_as_current=False)
+app.add_defaults(_configuration)
+
+
+def worker_queue(life: str) -> Queue:
+    """The Celery queue of one life of a worker: its tickets are for nobody else."""
+    name = f"cog-celery.{life}"
+    # A broker that knows expiry drops it by itself, an hour after its last consumer; else bridge or worker delete it.
+    return Queue(name, Exchange("", type="direct"), routing_key=name, durable=True, expires=3600.0)
+
+
+@app.task(name=TURN, send_events=False, ignore_result=True)
+def turn(*ticket: Any) -> None:
+    """Give a slot of this worker a turn, beginning with the ticket's entry."""
+    from cog_celery import worker
+
+    worker.node().turn(ticket)

@@ -1,0 +1,87 @@
+"""Kills the process groups of this process's runners when this process is gone, however it went.
+
+A parent-death signal reaches a runner but not what the model has started itself, and nothing in a runner can act while it is stuck in C:
+so a small process of its own holds a pipe to us, and at its end kills every group it was told of. It must not know what runs in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+
+_PROGRAM = """
+import os, signal, sys
+for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(s, signal.SIG_IGN)
+groups, rest = set(), b""
+while True:
+    data = os.read(0, 65536)
+    if not data:
+        break
+    *lines, rest = (rest + data).split(b"\\n")
+    for line in lines:
+        (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+class Guardian:
+    """One for a process; threads may share it. If somebody kills it, the next check() starts another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: set[int] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def watch(self, group: int) -> None:
+        """From now on this group does not outlive us."""
+        with self._lock:
+            self._groups.add(group)
+            self._tell(f"+{group}\n")
+
+    def forget(self, group: int) -> None:
+        """The group is gone. To be called before its leader is reaped: its number may then be another's."""
+        with self._lock:
+            self._groups.discard(group)
+            self._tell(f"-{group}\n")
+
+    def check(self) -> None:
+        """Start another guardian if this one was killed."""
+        with self._lock:
+            if self._groups:
+                self._tell("")
+
+    def close(self) -> None:
+        """The guardian ends, and kills what it still watches."""
+        with self._lock:
+            process, self._process = self._process, None
+            if process is not None and process.stdin is not None:
+                process.stdin.close()
+                process.wait()
+
+    def _tell(self, line: str) -> None:
+        process = self._process
+        if process is not None and process.poll() is None and process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(line.encode())
+                return
+        # The environment may hold credentials, and this needs none of it.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            cwd="/",
+            env={name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ},
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write("".join(f"+{group}\n" for group in self._groups).encode())

@@ -1,0 +1,238 @@
+"""Files in: the URLs among a prediction's inputs become files in its scratch folder.
+
+It must not know which input a file belongs to, nor who removes the folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, unquote_to_bytes
+
+from urllib3 import BaseHTTPResponse
+
+from cog_celery import http_client, mime, urls
+from cog_celery.cancel import Cancel
+from cog_celery.errors import Canceled, InputError, UrlError
+from cog_celery.http_client import Client, HttpFailure
+from cog_celery.urls import HttpUrl
+
+MAX_BYTES: Final = 8 << 30
+TIMEOUT: Final = 3600.0
+"""For all files of a prediction: a server that sends a byte now and then never runs into a read timeout."""
+
+PARALLEL: Final = 4
+BLOCK: Final = 256 << 10
+MAX_NAME_BYTES: Final = 200
+MAX_EXTENSION_BYTES: Final = 20
+
+_FORBIDDEN = re.compile(r"[/\x00-\x1f\x7f]")
+_DATA = re.compile(r"data:([^,]*),(.*)", re.IGNORECASE | re.DOTALL)
+_WHITESPACE = b" \t\r\n\f"
+_URL_SAFE_BASE64 = bytes.maketrans(b"-_", b"+/")
+
+
+def fetch(
+    addresses: Sequence[str],
+    folder: Path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    timeout: float = TIMEOUT,
+    cancel: Cancel | None = None,
+    client: Client | None = None,
+) -> list[Path]:
+    """Download or decode every URL into a file below `folder`, which must be empty; the files, in the URLs' order.
+
+    Each file has a sub-folder of its own, so that all keep their names. `max_bytes` holds for each file, `timeout`
+    (seconds) for all together. Raises InputError, whose message is for the producer, or Canceled.
+    """
+    cancel = cancel or Cancel()
+    cancel.check()
+    sources = [_source(address, max_bytes) for address in addresses]
+    paths = [folder / str(index) / source.name for index, source in enumerate(sources)]
+    downloads = []
+    for source, path in zip(sources, paths, strict=True):
+        path.parent.mkdir()
+        if isinstance(source, _Download):
+            downloads.append((source.url, path))
+        else:
+            with _stored(path, "in a data: URL") as file:
+                _write(file, source.content)
+    if downloads:
+        _download_all(downloads, max_bytes, timeout, client or http_client.shared(), cancel)
+    return paths
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """A file that came within its URL."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Download:
+    """A file that is elsewhere."""
+
+    name: str
+    url: HttpUrl
+
+
+def _source(address: str, max_bytes: int) -> _Data | _Download:
+    scheme = urls.scheme_of(address)
+    if scheme == "data":
+        return _decode(address, max_bytes)
+    if scheme not in ("http", "https"):
+        raise InputError(urls.refused_scheme(scheme))
+    try:
+        url = urls.parse(address)
+    except UrlError as error:
+        raise InputError(f"The URL {urls.redact(address)} of an input file cannot be used: {error}.") from None
+    return _Download(local_name(url.path), url)
+
+
+def local_name(path: str) -> str:
+    """The file name for a URL's path: its last part, unquoted, in a form that any file system takes."""
+    name = _FORBIDDEN.sub("_", unquote(path.rpartition("/")[2], errors="replace"))
+    if name in ("", ".", ".."):
+        return "file"
+    if len(name.encode()) <= MAX_NAME_BYTES:
+        return name
+    stem, _, last = name.rpartition(".")
+    extension = f".{last}" if stem and len(last.encode()) < MAX_EXTENSION_BYTES else ""
+    room = MAX_NAME_BYTES - len(f"~{extension}".encode())
+    return name.removesuffix(extension).encode()[:room].decode(errors="ignore") + "~" + extension
+
+
+def _decode(address: str, max_bytes: int) -> _Data:
+    """The file in a `data:` URL. Parameters other than `base64` mean nothing to a file."""
+    match = _DATA.fullmatch(address)
+    if match is None:
+        raise InputError(
+            "A data: URL of an input has no comma before its data: it must be data:<type>[;base64],<data>."
+        )
+    kind, *parameters = match[1].split(";")
+    try:
+        content = unquote_to_bytes(match[2])
+        if any(parameter.strip().lower() == "base64" for parameter in parameters):
+            content = _from_base64(content)
+    except UnicodeEncodeError:
+        raise InputError("A data: URL of an input has characters that are no Unicode text.") from None
+    except binascii.Error:
+        raise InputError("A data: URL of an input says that it is base64, and is not: it may be cut off.") from None
+    if len(content) > max_bytes:
+        raise InputError(_too_large("in a data: URL", max_bytes))
+    return _Data("file" + mime.extension_of(kind or "text/plain"), content)
+
+
+def _from_base64(text: bytes) -> bytes:
+    """Base64 as it is found in the wild: white space, no padding, and the alphabet for URLs are fine."""
+    text = text.translate(_URL_SAFE_BASE64, delete=_WHITESPACE).rstrip(b"=")
+    return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+
+
+def _download_all(
+    downloads: Sequence[tuple[HttpUrl, Path]], max_bytes: int, timeout: float, client: Client, cancel: Cancel
+) -> None:
+    stop = Cancel()
+    threads = ThreadPoolExecutor(min(len(downloads), PARALLEL), thread_name_prefix="download")
+    with threads, cancel.calling(stop.set):
+        try:
+            futures = [threads.submit(_download, url, path, max_bytes, client, stop) for url, path in downloads]
+            wait(futures, timeout, FIRST_EXCEPTION)
+        finally:
+            stop.set()  # one failed, or the time is up: the others are of no use
+    cancel.check()
+    errors = [future.exception() for future in futures]
+    for error in errors:
+        if error is not None and not isinstance(error, Canceled):
+            raise error
+    for error, (url, _) in zip(errors, downloads, strict=True):
+        if error is not None:
+            raise InputError(
+                f"The input file {url.shown} did not arrive within {timeout:g} s. Use a faster server or smaller files."
+            )
+
+
+def _download(url: HttpUrl, path: Path, max_bytes: int, client: Client, cancel: Cancel) -> None:
+    def attempt() -> None:
+        with client.exchange(
+            "GET", url, headers={"Accept": "*/*"}, follow=http_client.REDIRECTS_OF_GET, cancel=cancel
+        ) as answer:
+            answer.require_success()
+            _save(answer.response, path, url, max_bytes, cancel)
+
+    try:
+        client.trying(attempt, cancel)
+    except HttpFailure as failure:
+        raise InputError(
+            f"The input file {url.shown} could not be fetched: {failure.told(url)}. {_advice(failure)}"
+        ) from None
+
+
+def _save(response: BaseHTTPResponse, path: Path, url: HttpUrl, max_bytes: int, cancel: Cancel) -> None:
+    if (response.length_remaining or 0) > max_bytes:
+        raise InputError(_too_large(url.shown, max_bytes))
+    size = 0
+    with _stored(path, url.shown) as file:
+        while block := response.read(BLOCK):
+            size += len(block)
+            if size > max_bytes:
+                raise InputError(_too_large(url.shown, max_bytes))
+            _write(file, block)
+        cancel.check()  # a connection that was cut may look like the end of the file
+
+
+class _DiskError(Exception):
+    """The disk refused; apart from OSError, so that none of a socket is taken for one."""
+
+
+@contextmanager
+def _stored(path: Path, shown: str) -> Iterator[FileIO]:
+    """A new file at `path`, which is removed again if it is not completed."""
+    try:
+        with FileIO(path, "w") as file:
+            yield file
+    except _DiskError as error:
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"The input file {shown} could not be stored: {error}. Make room on the worker's disk for temporary files."
+        ) from None
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[file.write(rest) :]
+        except OSError as error:
+            raise _DiskError(error.strerror or os.strerror(error.errno or 0)) from None
+
+
+def _too_large(shown: str, max_bytes: int) -> str:
+    return f"The input file {shown} is larger than {max_bytes} bytes, the limit. Send a smaller one."
+
+
+def _advice(failure: HttpFailure) -> str:
+    match failure.status:
+        case 401 | 403:
+            return "Send a URL that needs no credentials and has not expired."
+        case 404 | 410:
+            return "Check that the file is still there."
+        case _ if failure.retryable:
+            return "Try again later."
+        case _:
+            return "Check the URL."

@@ -1,0 +1,351 @@
+"""Files out: each output file goes to where its prediction's files are to go, and its URL comes back.
+
+It must not know which output a file belongs to, nor who made it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from urllib3.fields import RequestField
+
+from cog_celery import http_client, mime, urls
+from cog_celery.cancel import Cancel
+from cog_celery.errors import UploadError, UrlError, UsageError
+from cog_celery.http_client import Client, HttpFailure
+from cog_celery.urls import HttpUrl
+
+MODES: Final = ("auto", "put", "multipart")
+MAX_DATA_URI_BYTES: Final = 64 << 20
+BLOCK: Final = 64 << 10
+"""One send, which must be done within the connect timeout: larger blocks would break slow lines."""
+
+MAX_ANSWER_BYTES: Final = 1 << 20
+MAX_ID_LENGTH: Final = 200
+
+_WANTS_A_FORM: Final = (404, 405, 415)
+"""How servers that only know the multipart form answer a raw PUT."""
+
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,2046}[\x21-\x7e])?")
+_VISIBLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+
+
+class Uploader:
+    """Where a worker's output files go; for all its slots and threads.
+
+    `mode` is `put` (the raw file, to a URL below `upload_url`), `multipart` (a form, to `upload_url` itself) or `auto`:
+    whichever the server takes, found out at the first file. Without an `upload_url`, files become data URIs.
+    Raises UsageError.
+    """
+
+    def __init__(
+        self,
+        upload_url: str | None,
+        mode: str = "auto",
+        *,
+        max_data_uri_bytes: int = MAX_DATA_URI_BYTES,
+        client: Client | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise UsageError(f"the upload mode {mode!r} is none of {', '.join(MODES)}")
+        try:
+            self.base = urls.parse(upload_url) if upload_url else None
+        except UrlError as error:
+            raise UsageError(f"the upload URL {urls.redact(upload_url or '')} cannot be used: {error}") from None
+        self.max_data_uri_bytes = max_data_uri_bytes
+        # True: multipart; None: not known yet. Two threads may find out at once; they find the same.
+        self._form: bool | None = {"auto": None, "put": False, "multipart": True}[mode]
+        self._client = client
+
+    def for_prediction(
+        self,
+        id: str,
+        upload_urls: Sequence[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        cancel: Cancel | None = None,
+    ) -> PredictionUploads:
+        """The uploads of one prediction. `headers` (traceparent, tracestate) go along; those that are no header
+        values are left out. Raises UploadError when one of `upload_urls` cannot be used."""
+        sent = {name: value for name, value in (headers or {}).items() if _HEADER_VALUE.fullmatch(value)}
+        if id:
+            sent["X-Prediction-ID"] = quote(id[:MAX_ID_LENGTH], safe=_VISIBLE, errors="replace")
+        return PredictionUploads(self, _presigned(upload_urls), sent, cancel or Cancel())
+
+    def store(self, file: OutputFile, name: str, headers: Mapping[str, str], cancel: Cancel) -> str:
+        """Upload to the worker's own URL under `name`; the output. Raises UploadError, Canceled."""
+        assert self.base is not None
+        if self._form:
+            return self._store_form(self.base, file, name, headers, cancel)
+        url = self.base.child(_quoted(name))
+        try:
+            stored = self.put(url, file, headers, cancel)
+        except HttpFailure as failure:
+            # Not after a redirect: then the server takes raw files, and it is the target that does not.
+            if self._form is None and failure.status in _WANTS_A_FORM and failure.url == url:
+                output = self._store_form(self.base, file, name, headers, cancel, tried=failure)
+                self._form = True
+                return output
+            raise _refused(name, url, failure) from None
+        self._form = False
+        return _location(name, stored)
+
+    def put(self, url: HttpUrl, file: OutputFile, headers: Mapping[str, str], cancel: Cancel) -> Stored:
+        """PUT the raw file. Raises HttpFailure, UploadError when the file changes meanwhile, Canceled."""
+        return self._send(url, _Body(file), {**headers, "Content-Type": file.type}, cancel, keep=0)
+
+    def _store_form(
+        self,
+        url: HttpUrl,
+        file: OutputFile,
+        name: str,
+        headers: Mapping[str, str],
+        cancel: Cancel,
+        tried: HttpFailure | None = None,
+    ) -> str:
+        boundary = secrets.token_hex(16)
+        part = RequestField("file", b"", filename=name)
+        part.make_multipart(content_type=file.type)
+        head = f"--{boundary}\r\n{part.render_headers()}".encode(errors="replace")
+        body = _Body(file, head, f"\r\n--{boundary}--\r\n".encode())
+        content_type = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        try:
+            stored = self._send(url, body, {**headers, **content_type}, cancel, keep=MAX_ANSWER_BYTES)
+        except HttpFailure as failure:
+            if tried is not None:
+                failure.reason += f" (to a form; a raw PUT to {tried.url.shown}: {tried.reason})"
+            raise _refused(name, url, failure) from None
+        return _answered_url(name, stored)
+
+    def _send(self, url: HttpUrl, body: _Body, headers: Mapping[str, str], cancel: Cancel, keep: int) -> Stored:
+        client = self._client or http_client.shared()
+        sent = {**headers, "Content-Length": str(body.size)}
+
+        def attempt() -> Stored:
+            with client.exchange(
+                "PUT", url, headers=sent, body=body.blocks, follow=http_client.REDIRECTS_OF_PUT, cancel=cancel
+            ) as answer:
+                answer.require_success()
+                content = answer.response.read(keep) if keep else b""
+                return Stored(answer.url, answer.response.headers.get("Location"), content)
+
+        return client.trying(attempt, cancel)
+
+
+class PredictionUploads:
+    """The uploads of one prediction, one after the other, in the order of its output."""
+
+    def __init__(
+        self, uploader: Uploader, presigned: Sequence[HttpUrl], headers: Mapping[str, str], cancel: Cancel
+    ) -> None:
+        self._uploader = uploader
+        self._presigned = presigned
+        self._headers = headers
+        self._cancel = cancel
+        self._count = 0
+        self._names: set[str] = set()
+
+    def upload(self, path: str) -> str:
+        """Upload the file; its URL, or a data URI. Raises UploadError, or Canceled."""
+        self._cancel.check()
+        self._count += 1
+        with open_output(path) as file:
+            if self._presigned:
+                return self._put_presigned(file)
+            if self._uploader.base is None:
+                return self._data_uri(file)
+            return self._uploader.store(file, self._free_name(file.name), self._headers, self._cancel)
+
+    def _put_presigned(self, file: OutputFile) -> str:
+        if self._count > len(self._presigned):
+            raise UploadError(
+                f"The request brought {len(self._presigned)} output_upload_urls, and this prediction has more files. "
+                "Send one URL for every output file."
+            )
+        url = self._presigned[self._count - 1]
+        try:
+            self._uploader.put(url, file, self._headers, self._cancel)
+        except HttpFailure as failure:
+            raise _refused(file.name, url, failure) from None
+        return url.public
+
+    def _data_uri(self, file: OutputFile) -> str:
+        limit = self._uploader.max_data_uri_bytes
+        if file.size > limit:
+            raise UploadError(
+                f"The output file {_quoted(file.name)} has {file.size} bytes, and a data URI may have {limit}. "
+                "Start the worker with an upload URL, or send output_upload_urls with the request."
+            )
+        content = b"".join(file.blocks())
+        return f"data:{file.type};base64,{base64.b64encode(content).decode()}"
+
+    def _free_name(self, name: str) -> str:
+        """The name; for a second file with that name, `name-1.png`, and so on."""
+        stem, extension = os.path.splitext(name)
+        free, number = name, 0
+        while free in self._names:
+            number += 1
+            free = f"{stem}-{number}{extension}"
+        self._names.add(free)
+        return free
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """An open output file: exactly the `size` bytes that it had when it was opened."""
+
+    name: str
+    type: str
+    size: int
+    descriptor: int
+
+    def blocks(self) -> Iterator[bytes]:
+        """The content, from the start, at every call. Raises UploadError if the file became shorter."""
+        position = 0
+        while position < self.size:
+            try:
+                block = os.pread(self.descriptor, min(BLOCK, self.size - position), position)
+            except OSError as error:
+                raise UploadError(
+                    f"The output file {_quoted(self.name)} could not be read: {error.strerror}."
+                ) from None
+            if not block:
+                raise UploadError(
+                    f"The output file {_quoted(self.name)} became shorter while it was uploaded. "
+                    "The predictor must not change a file that it has given out."
+                )
+            position += len(block)
+            yield block
+
+
+@contextmanager
+def open_output(path: str) -> Iterator[OutputFile]:
+    """The file that a predictor gave out. Raises UploadError unless it is a regular file that can be read."""
+    name = _quoted(os.path.basename(path))
+    if not os.path.isabs(path):
+        raise UploadError(f"The output file {name} was not given as an absolute path.")
+    try:
+        # O_NONBLOCK: nobody may ever open the other end of a FIFO.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UploadError(
+            f"The output file {name} does not exist. The predictor must leave its files until predict() has returned."
+        ) from None
+    except OSError as error:
+        raise UploadError(f"The output file {name} could not be opened: {error.strerror}.") from None
+    except ValueError:  # a NUL, or characters that are no file name
+        raise UploadError(f"The output file {name} has a name that no file can have.") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise UploadError(f"The output file {name} is {what}. Only regular files can be uploaded.")
+        base = os.path.basename(path)
+        yield OutputFile(base, mime.type_of(base), status.st_size, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A server's answer to an upload that succeeded.
+
+    `url` is where the last redirect led; of the answer's body, `answer` is what was to be kept.
+    """
+
+    url: HttpUrl
+    location: str | None
+    answer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """A file, and what a form puts around it."""
+
+    file: OutputFile
+    head: bytes = b""
+    tail: bytes = b""
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + self.file.size + len(self.tail)
+
+    def blocks(self) -> Iterator[bytes]:
+        if self.head:
+            yield self.head
+        yield from self.file.blocks()
+        if self.tail:
+            yield self.tail
+
+
+def _presigned(upload_urls: Sequence[str] | None) -> list[HttpUrl]:
+    parsed = []
+    for url in upload_urls or ():
+        try:
+            parsed.append(urls.parse(url))
+        except UrlError as error:
+            raise UploadError(f"{urls.redact(url)} in output_upload_urls cannot be used: {error}.") from None
+    return parsed
+
+
+def _location(name: str, stored: Stored) -> str:
+    """The output for a raw PUT."""
+    if not stored.location:
+        return stored.url.public
+    try:
+        return stored.url.resolve(stored.location).public
+    except UrlError as error:
+        raise UploadError(
+            f"The output file {_quoted(name)} was uploaded to {stored.url.shown}, whose Location cannot be used: "
+            f"{error}. Correct the server, or let it send none."
+        ) from None
+
+
+def _answered_url(name: str, stored: Stored) -> str:
+    """The output for a form: what the server's JSON says, as it says it."""
+    try:
+        url = json.loads(stored.answer)["url"]
+        if isinstance(url, str) and url.isprintable() and len(url) <= urls.MAX_URL_LENGTH and urlsplit(url).netloc:
+            return url
+    except (ValueError, RecursionError, TypeError, KeyError):
+        pass
+    raise UploadError(
+        f"The output file {_quoted(name)} was uploaded to {stored.url.shown} as a form, and the answer is not "
+        '{"url": "…"} with the URL of the file. Correct the server, or choose the upload mode put.'
+    )
+
+
+def _refused(name: str, url: HttpUrl, failure: HttpFailure) -> UploadError:
+    return UploadError(
+        f"The output file {_quoted(name)} could not be uploaded to {url.shown}: {failure.told(url)}. {_advice(failure)}"
+    )
+
+
+def _advice(failure: HttpFailure) -> str:
+    match failure.status:
+        case 401 | 403:
+            return "Check that the upload URL has not expired and allows a PUT."
+        case 404 | 405 | 415:
+            return "Check the upload URL and the upload mode."
+        case 413:
+            return "The server takes smaller files only."
+        case status if status is not None and 300 <= status < 400:
+            return "Only redirects with 307 or 308 keep the file: let the server answer one of them."
+        case _ if failure.retryable:
+            return "Check that the server is up and can be reached from the worker."
+        case _:
+            return "Check the upload URL."
+
+
+def _quoted(name: str) -> str:
+    """A file name for URLs and messages: percent-encoded, and different for different names of whatever bytes."""
+    return quote(name.encode("utf-8", "surrogatepass"), safe="")

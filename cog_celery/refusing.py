@@ -1,0 +1,29 @@
+"""The one way in which a message that cannot be served is answered, for bridges and slots alike.
+
+It must not know why the message is wrong: that is the refusal's to say.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from cog_celery.link import Link
+from cog_celery.prediction import Prediction
+from cog_celery.requests import Refusal
+from cog_celery.snapshots import DialectName, dialect
+from cog_celery.stream import Delivery, Queue
+
+log = logging.getLogger(__name__)
+
+
+def refuse(
+    link: Link, queue: Queue, delivery: Delivery, owner: str, refusal: Refusal, name: DialectName, ttl: int
+) -> None:
+    """Say to the producer, if it can be told, what is wrong, and put the message among the dead letters."""
+    log.warning("entry %s of %s was refused: %s", delivery.entry, queue.name, refusal)
+    prediction = Prediction()
+    prediction.fail(time.time(), str(refusal), "input")
+    # A message that is no request cannot be echoed.
+    snapshot = dialect(name, None).render(prediction)
+    queue.bury(link, delivery, owner, refusal.response_queue, snapshot, str(refusal), ttl)

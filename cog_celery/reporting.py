@@ -1,0 +1,114 @@
+"""What a worker tells the world about its setup: the report, the log queue and Kubernetes' ready file.
+
+It must not hold anything up: whatever fails here is logged, and that is all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import urllib3
+
+from cog_celery.errors import ServerError
+from cog_celery.link import Link
+from cog_celery.settings import Settings
+from cog_celery.snapshots import timestamp
+from cog_celery.urls import redact
+
+READY = Path("/var/run/cog/ready")
+MOST_LINES = 10_000
+LOG_QUEUE_LENGTH = 10_000
+REPORT_TIMEOUT = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class SetupReport:
+    """Collects what the predictors write while they are set up. lines() may be called from several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lines: deque[str] = deque(maxlen=MOST_LINES)
+        self._lock = threading.Lock()
+        self._link: Link | None = None
+        self._started = time.time()
+
+    def begin(self) -> None:
+        self._started = time.time()
+
+    def lines(self, lines: list[str]) -> None:
+        """Lines that came during setup()."""
+        with self._lock:
+            self._lines.extend(lines)
+            for line in lines:
+                log.info("setup: %s", line)
+            queue = self._settings.log_queue
+            if not queue or not lines:
+                return
+            if self._link is None:
+                self._link = Link(self._settings.redis_url, "cog-celery-setup-log")
+            entries = [
+                json.dumps(
+                    {"stage": "setup", "id": self._settings.model_id, "line": line, "timestamp_sec": time.time()}
+                )
+                for line in lines
+            ]
+            try:
+                self._link.call("RPUSH", queue, *entries)
+                self._link.call("LTRIM", queue, -LOG_QUEUE_LENGTH, -1)
+            except ServerError as error:
+                log.warning("setup lines could not be written to %s: %s", queue, error)
+
+    def end(self, link: Link, error: str | None) -> None:
+        """Post the report, if somebody wants it, without waiting for it."""
+        with self._lock:
+            if self._link is not None:
+                self._link.close()
+            lines = list(self._lines)
+        if error is not None:
+            lines.append(error)
+        if not self._settings.report_setup_run_url:
+            return
+        body = {
+            "status": "succeeded" if error is None else "failed",
+            "started_at": timestamp(self._started).decode() + "+00:00",
+            "completed_at": timestamp(time.time()).decode() + "+00:00",
+            "logs": "".join(line + "\n" for line in lines),
+        }
+        thread = threading.Thread(target=self._post, args=(self._settings.report_setup_run_url, body), daemon=True)
+        thread.start()
+        if error is not None:
+            thread.join(REPORT_TIMEOUT)  # the process is about to end
+
+    @staticmethod
+    def _post(url: str, body: dict[str, str]) -> None:
+        try:
+            timeout = urllib3.Timeout(total=REPORT_TIMEOUT)
+            with urllib3.PoolManager() as http:
+                answer = http.request("POST", url, json=body, timeout=timeout, retries=False, redirect=False)
+            if answer.status >= 400:
+                log.warning("the setup report was refused by %s: %d", redact(url), answer.status)
+        except urllib3.exceptions.HTTPError as error:
+            log.warning("the setup report could not be posted to %s: %s", redact(url), type(error).__name__)
+
+
+def set_ready_file(ready: bool) -> None:
+    """On Kubernetes: the file exists exactly while the worker can take work."""
+    if not os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return
+    try:
+        if ready:
+            READY.parent.mkdir(parents=True, exist_ok=True)
+            READY.touch()
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                READY.unlink()
+    except OSError as error:
+        log.warning("%s could not be %s: %s", READY, "made" if ready else "removed", error.strerror)

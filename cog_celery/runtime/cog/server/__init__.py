@@ -1,0 +1,1 @@
+"""The place where models written for older releases import some names from."""

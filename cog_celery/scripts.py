@@ -1,0 +1,230 @@
+"""The atomic steps of delivery, in Lua; each one is a transition that must not be torn apart.
+
+They must not know what a request means. Tried on Redis 6.2, 7.0, 8.2 and Valkey 9.1.
+
+KEYS[1] is always the stream, whose group has the same name. Other keys are passed in, but for the capped stream of run times, which is
+the stream's name with a suffix. An *owner* is a consumer's name: a bridge `<name>~<random>`, a slot `<name>~<random>.<slot>`, or
+`released`. An entry is ours only at the attempt (its delivery count) that we know of: owner and attempt together are the fence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+
+class Script:
+    """A Lua script and the name that the server knows it by."""
+
+    def __init__(self, body: str) -> None:
+        self.source = PRELUDE + body
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+PRELUDE = """
+local stream, group = KEYS[1], KEYS[1]
+local function pending(entry)
+  return redis.call('XPENDING', stream, group, entry, entry, 1)[1]
+end
+local function ours(entry, owner, attempt)
+  local p = pending(entry)
+  return p and p[2] == owner and p[4] == tonumber(attempt)
+end
+local function value_of(fields)
+  for i = 1, #fields, 2 do if fields[i] == 'value' then return fields[i + 1] end end
+  return false
+end
+local function value(entry)
+  local e = redis.call('XRANGE', stream, entry, entry)[1]
+  if not e then return nil end
+  return value_of(e[2])
+end
+local function set(key, snapshot, ttl)
+  if ttl == '0' then redis.call('SET', key, snapshot) else redis.call('SET', key, snapshot, 'PX', ttl) end
+end
+local function read(owner)
+  local x = redis.pcall('XREADGROUP', 'GROUP', group, owner, 'COUNT', 1, 'STREAMS', stream, '>')
+  if not x or x.err then return nil, x end
+  local e = x[1][2][1]
+  return {e[1], 1, value_of(e[2])}
+end
+"""
+
+# KEYS stream, credits. ARGV bridge, prefix of announce keys, then optionally an entry that the bridge has, and its attempt.
+# Pops credits until one is of a worker that lives; an entry is taken only together with a credit.
+#   -> ticket, credit, entry, attempt, value | gone | no entry, last delivered id | no credit
+TAKE = Script("""
+while true do
+  local credit = redis.call('LPOP', KEYS[2])
+  if not credit then return {'no credit'} end
+  if redis.call('EXISTS', ARGV[2] .. (string.match(credit, '^(.*)%.') or '')) == 1 then
+    local entry, fault
+    if ARGV[3] then
+      local v = value(ARGV[3])
+      if v ~= nil and ours(ARGV[3], ARGV[1], ARGV[4]) then entry = {ARGV[3], tonumber(ARGV[4]), v} end
+    else
+      entry, fault = read(ARGV[1])
+    end
+    if entry then return {'ticket', credit, entry[1], entry[2], entry[3]} end
+    redis.call('LPUSH', KEYS[2], credit)
+    if fault then return fault end
+    if ARGV[3] then
+      if ours(ARGV[3], ARGV[1], ARGV[4]) then redis.call('XACK', stream, group, ARGV[3]) end
+      return {'gone'}
+    end
+    for _, g in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+      local last, name
+      for i = 1, #g, 2 do
+        if g[i] == 'name' then name = g[i + 1] elseif g[i] == 'last-delivered-id' then last = g[i + 1] end
+      end
+      if name == group then return {'no entry', last} end
+    end
+  end
+end
+""")
+
+# KEYS stream. ARGV entry, bridge, attempt, slot. The slot becomes the owner; the same again is answered the same.
+#   -> entry, attempt, value | false: a void ticket
+CLAIM = Script("""
+if not ours(ARGV[1], ARGV[2], ARGV[3]) and not ours(ARGV[1], ARGV[4], ARGV[3]) then return false end
+local v = value(ARGV[1])
+if v == nil then
+  redis.call('XACK', stream, group, ARGV[1])
+  return false
+end
+redis.call('XCLAIM', stream, group, ARGV[4], 0, ARGV[1], 'JUSTID')
+return {ARGV[1], tonumber(ARGV[3]), v}
+""")
+
+# KEYS stream, response, cancel key. ARGV entry, owner, attempt, snapshot, ttl in ms or 0.
+#   -> 0: not the owner | 1: written | 2: written, and the cancel key exists
+PUBLISH = Script("""
+if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
+set(KEYS[2], ARGV[4], ARGV[5])
+if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then return 2 end
+return 1
+""")
+
+# KEYS stream, settled[, response]. ARGV entry, owner, attempt, terminal snapshot, ttl in ms or 0, snapshot to be seen before it or '',
+# duration or '', take the next one: 0 or 1.
+# `settled` keeps what its owner committed last, so that a commit whose reply was lost can be told from one that came too late.
+#   -> done[, entry, attempt, value] | settled[, entry, attempt, value] | stale
+COMMIT = Script("""
+if not ours(ARGV[1], ARGV[2], ARGV[3]) then
+  if redis.call('GET', KEYS[2]) ~= ARGV[1] .. '/' .. ARGV[3] then return {'stale'} end
+  local p = redis.call('XPENDING', stream, group, '-', '+', 1, ARGV[2])[1]
+  if not p then return {'settled'} end
+  local v = value(p[1])
+  if v == nil then
+    redis.call('XACK', stream, group, p[1])
+    return {'settled'}
+  end
+  return {'settled', p[1], p[4], v}
+end
+if KEYS[3] then
+  if ARGV[6] ~= '' then set(KEYS[3], ARGV[6], ARGV[5]) end
+  set(KEYS[3], ARGV[4], ARGV[5])
+end
+redis.call('SET', KEYS[2], ARGV[1] .. '/' .. ARGV[3], 'EX', 86400)
+redis.call('XACK', stream, group, ARGV[1])
+redis.call('XDEL', stream, ARGV[1])
+if ARGV[7] ~= '' then redis.call('XADD', stream .. '-run-time', 'MAXLEN', 100, '*', 'duration', ARGV[7]) end
+if ARGV[8] == '1' then
+  local e = read(ARGV[2])
+  if e then return {'done', e[1], e[2], e[3]} end
+end
+return {'done'}
+""")
+
+# KEYS stream, dead letters, [response]. ARGV entry, owner, attempt, terminal snapshot or '', ttl, reason, longest list of dead letters.
+# The entry leaves the stream for the dead letters, where it stays as it was, with the reason beside it.
+#   -> 1 | 0: not the owner
+BURY = Script("""
+if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
+if KEYS[3] and ARGV[4] ~= '' then set(KEYS[3], ARGV[4], ARGV[5]) end
+local copy = {'reason', ARGV[6], 'entry', ARGV[1], 'attempts', ARGV[3], 'owner', ARGV[2]}
+local e = redis.call('XRANGE', stream, ARGV[1], ARGV[1])[1]
+if e then
+  -- Lua can pass some 8,000 values at once; an entry with more fields than a request can have is cut.
+  for i = 1, math.min(#e[2], 1000) do copy[#copy + 1] = e[2][i] end
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', unpack(copy))
+end
+redis.call('XACK', stream, group, ARGV[1])
+redis.call('XDEL', stream, ARGV[1])
+return 1
+""")
+
+# KEYS stream. ARGV triples of entry, owner, attempt.
+#   -> for each: 1 still the owner, its lease begins anew | 0 not the owner | 2 the owner, but the entry was deleted
+EXTEND = Script("""
+local verdicts = {}
+for i = 1, #ARGV, 3 do
+  if not ours(ARGV[i], ARGV[i + 1], ARGV[i + 2]) then
+    verdicts[#verdicts + 1] = 0
+  elseif #redis.call('XRANGE', stream, ARGV[i], ARGV[i]) == 0 then
+    -- An XCLAIM would drop it from the pending list (Redis >= 7), and its last snapshot could not be fenced any more.
+    verdicts[#verdicts + 1] = 2
+  else
+    redis.call('XCLAIM', stream, group, ARGV[i + 1], 0, ARGV[i], 'JUSTID')
+    verdicts[#verdicts + 1] = 1
+  end
+end
+return verdicts
+""")
+
+# KEYS stream. ARGV entry, owner, attempt, lease in ms. For any bridge to reclaim at once; the attempt does not count.
+#   -> 1 | 0: not the owner
+RELEASE = Script("""
+if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
+if value(ARGV[1]) == nil then
+  redis.call('XACK', stream, group, ARGV[1])
+else
+  redis.call('XCLAIM', stream, group, 'released', 0, ARGV[1], 'IDLE', ARGV[4], 'JUSTID')
+end
+return 1
+""")
+
+# KEYS stream. ARGV entry, the owner it is to be taken from, its attempt, the idle time in ms that it must have, bridge, count this run: 0 or 1.
+#   -> attempt | 0: not so any more
+RECLAIM = Script("""
+local p = pending(ARGV[1])
+if not p or p[2] ~= ARGV[2] or p[4] ~= tonumber(ARGV[3]) or p[3] < tonumber(ARGV[4]) then return 0 end
+if value(ARGV[1]) == nil then
+  redis.call('XACK', stream, group, ARGV[1])
+  return 0
+end
+if ARGV[6] == '1' then
+  redis.call('XCLAIM', stream, group, ARGV[5], 0, ARGV[1], 'RETRYCOUNT', p[4] + 1, 'JUSTID')
+  return p[4] + 1
+end
+redis.call('XCLAIM', stream, group, ARGV[5], 0, ARGV[1], 'JUSTID')
+return p[4]
+""")
+
+# KEYS stream. ARGV owner. What this owner has in the pending list, after a lost reply.
+#   -> entry, attempt, value | false
+RECOVER = Script("""
+while true do
+  local p = redis.call('XPENDING', stream, group, '-', '+', 1, ARGV[1])[1]
+  if not p then return false end
+  local v = value(p[1])
+  if v ~= nil then return {p[1], p[4], v} end
+  redis.call('XACK', stream, group, p[1])
+end
+""")
+
+# KEYS stream, credits. ARGV slot. -> 1 if the list lacked it
+CREDIT = Script("""
+if redis.call('LPOS', KEYS[2], ARGV[1]) then return 0 end
+redis.call('RPUSH', KEYS[2], ARGV[1])
+return 1
+""")
+
+# KEYS stream. ARGV consumer. A consumer is deleted only by one who sees in the same step that nothing is pending for it.
+FORGET = Script("""
+if #redis.call('XPENDING', stream, group, '-', '+', 1, ARGV[1]) == 0 then
+  redis.call('XGROUP', 'DELCONSUMER', stream, group, ARGV[1])
+end
+return 1
+""")
+
+SCRIPTS = (TAKE, CLAIM, PUBLISH, COMMIT, BURY, EXTEND, RELEASE, RECLAIM, RECOVER, CREDIT, FORGET)

@@ -1,0 +1,274 @@
+"""What a producer does: adds a request to a queue, follows its response key, and cancels through its cancel key.
+
+It must not know who consumes the queue, nor how what it sees is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, Self, cast
+
+import redis
+from redis.exceptions import NoPermissionError
+
+from cog_celery.errors import ServerError
+
+Snapshot = Mapping[str, Any]
+
+TERMINAL: Final = ("succeeded", "failed", "canceled")
+CANCEL_TTL: Final = 24 * 3600
+"""Seconds that a cancel key is kept: a request may wait for its turn for long."""
+RESPONSE_TTL: Final = 3600
+"""Seconds that a response which has been read is kept."""
+
+TICK: Final = 0.2
+"""Seconds after which an interruption is seen and a clock moves on, whatever happens in Redis."""
+FIRST_POLL, LAST_POLL = 0.05, 1.0
+"""Seconds between two looks at the response key when no notification comes."""
+FIRST_DOUBT, NEXT_DOUBT = 3.0, 1.0
+"""Seconds without any news after which, and then how often, the queue itself is looked at."""
+PAGE: Final = 50
+"""Entries that a search reads at once; one may have megabytes."""
+
+_ENTRY_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request on its way: the prediction's id, its queue and entry, and the two keys that it names."""
+
+    id: str
+    queue: str
+    entry: str
+    response_queue: str
+    cancel_key: str
+
+
+class Watcher(Protocol):
+    """Who is told what happens to a request that is followed."""
+
+    def tick(self) -> None:
+        """Time has passed."""
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """The response has changed."""
+
+    def notice(self, text: str) -> None:
+        """A sentence for the person who waits."""
+
+
+def send(client: redis.Redis, queue: str, inputs: Mapping[str, Any]) -> Sent:
+    """Add one request to the queue, with keys of its own. Raises redis.RedisError."""
+    prediction = uuid.uuid4().hex
+    response_queue, cancel_key = f"{queue}-response-{prediction}", f"{queue}-cancel-{prediction}"
+    message = {"id": prediction, "input": inputs, "response_queue": response_queue, "cancel_key": cancel_key}
+    entry = cast(bytes, client.xadd(queue, {"value": json.dumps(message, ensure_ascii=False)}))
+    return Sent(prediction, queue, entry.decode(), response_queue, cancel_key)
+
+
+class Interrupted(Exception):
+    """The person who waits has had enough; the prediction goes on, or ends, without them."""
+
+
+def follow(client: redis.Redis, sent: Sent, watcher: Watcher, interruptions: Callable[[], int]) -> Snapshot:
+    """The terminal snapshot; the watcher is told of every change on the way.
+
+    `interruptions` counts those so far: the first cancels the prediction, the second raises Interrupted. An outage of
+    Redis is waited out. Raises ServerError when the request is gone without an answer.
+    """
+    follower = _Follower(client, sent, watcher, interruptions)
+    with _Bell(client, sent.response_queue) as bell:
+        snapshot = follower.run(bell)
+    try:
+        client.expire(sent.response_queue, RESPONSE_TTL)
+        client.delete(sent.cancel_key)
+    except redis.RedisError as error:
+        watcher.notice(f"the keys of this request stay in Redis: {error}")
+    return snapshot
+
+
+class _Follower:
+    """The loop that looks: at the response when it may have changed, and at the queue when nothing happens for long."""
+
+    def __init__(self, client: redis.Redis, sent: Sent, watcher: Watcher, interruptions: Callable[[], int]) -> None:
+        self._client = client
+        self._sent = sent
+        self._watcher = watcher
+        self._interruptions = interruptions
+        self._canceled = False
+        self._seen: bytes | None = None
+        self._missing = False
+        self._hinted = False
+
+    def run(self, bell: _Bell) -> Snapshot:
+        poll, look_at = FIRST_POLL, 0.0
+        doubt_at = time.monotonic() + FIRST_DOUBT
+        down = False
+        while True:
+            try:
+                self._cancel_when_told()
+                now = time.monotonic()
+                if now >= look_at:
+                    snapshot = self._look()
+                    if snapshot is not None and snapshot.get("status") in TERMINAL:
+                        return snapshot
+                    poll = min(poll * 1.5, LAST_POLL) if snapshot is None else FIRST_POLL
+                    look_at = now + poll
+                    doubt_at = now + FIRST_DOUBT if snapshot is not None else doubt_at
+                if now >= doubt_at:
+                    self._doubt()
+                    doubt_at = now + NEXT_DOUBT
+                if bell.rung(min(TICK, max(0.0, look_at - now))):
+                    look_at = 0.0
+                if down:
+                    self._watcher.notice("Redis answers again")
+                    down = False
+            except (redis.ConnectionError, redis.TimeoutError):
+                # The request is in the stream, and its answer will be at the key: both outlive the connection.
+                if not down:
+                    self._watcher.notice("the connection to Redis is lost; trying again")
+                    down = True
+                look_at = 0.0
+                self._leave_when_told()
+                time.sleep(TICK)
+            self._watcher.tick()
+
+    def _look(self) -> Snapshot | None:
+        """The response, if it has changed."""
+        value = cast("bytes | None", self._client.get(self._sent.response_queue))
+        if value is None or value == self._seen:
+            return None
+        self._seen = value
+        try:
+            snapshot = json.loads(value)
+        except ValueError:
+            snapshot = None
+        if not isinstance(snapshot, dict):
+            raise ServerError(f"the response at {self._sent.response_queue} is no JSON object: who writes to that key?")
+        self._watcher.snapshot(snapshot)
+        return snapshot
+
+    def _cancel_when_told(self) -> None:
+        self._leave_when_told()
+        if self._interruptions() and not self._canceled:
+            set_cancel_key(self._client, self._sent.cancel_key)
+            self._canceled = True
+            self._watcher.notice("canceling; once more to leave without waiting for the end")
+
+    def _leave_when_told(self) -> None:
+        if self._interruptions() > 1:
+            raise Interrupted
+
+    def _doubt(self) -> None:
+        """Nothing has come for a while: is the request still there, and is there anybody who would take it?"""
+        if not self._client.xrange(self._sent.queue, self._sent.entry, self._sent.entry):
+            # The answer may have been written between our last look and this one: the next look tells.
+            if self._missing:
+                raise ServerError(
+                    f"the request {self._sent.entry} is gone from {self._sent.queue}, and nothing answers it any more: "
+                    "somebody deleted it, or the server lost it"
+                )
+            self._missing = True
+        elif self._seen is None and not self._hinted:
+            hint = waiting(self._client, self._sent.queue, self._sent.entry)
+            if hint:
+                self._hinted = True
+                self._watcher.notice(hint)
+
+
+class _Bell:
+    """Rings when the key is written, if the server sends keyspace notifications; otherwise time passes."""
+
+    def __init__(self, client: redis.Redis, key: str) -> None:
+        database = client.connection_pool.connection_kwargs.get("db") or 0
+        self._channel = f"__keyspace@{database}__:{key}"
+        self._pubsub = client.pubsub(ignore_subscribe_messages=True)
+        self._usable = True
+
+    def __enter__(self) -> Self:
+        try:
+            self._pubsub.subscribe(self._channel)
+        except NoPermissionError:
+            self._usable = False
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pubsub.close()
+
+    def rung(self, seconds: float) -> bool:
+        """Wait for at most so long. Raises redis.ConnectionError."""
+        if not self._usable:
+            time.sleep(seconds)
+            return False
+        try:
+            message = self._pubsub.get_message(timeout=seconds)
+        except NoPermissionError:
+            self._usable = False
+            return False
+        return message is not None
+
+
+def waiting(client: redis.Redis, queue: str, entry: str) -> str:
+    """A sentence about a request that nobody has taken, or nothing when somebody has. Raises redis.RedisError."""
+    depth = client.xlen(queue)
+    others = f"{depth} request{'s' if depth != 1 else ''} in {queue}"
+    groups = client.xinfo_groups(queue)
+    if not groups:
+        return f"nobody serves {queue} yet: it has no consumer group ({others}). Is a bridge running, on this Redis?"
+    for group in groups:
+        if client.xpending_range(queue, group["name"], entry, entry, 1):
+            return ""
+    return f"the request still waits, {others}. Are workers running, ready, and not all busy?"
+
+
+def set_cancel_key(client: redis.Redis, key: str) -> None:
+    """Cancel what names this key. A key that exists, of whatever type, has canceled it already."""
+    client.set(key, "", ex=CANCEL_TTL, nx=True)
+
+
+def cancel(client: redis.Redis, queue: str, prediction: str) -> None:
+    """Cancel a request that waits or runs, by its id or by its entry's id.
+
+    Raises ServerError when the queue has no such request, or when it names no cancel_key.
+    """
+    for entry, request in _requests(client, queue, prediction):
+        if prediction not in (entry, str(request.get("id"))):
+            continue
+        key = request.get("cancel_key")
+        if not isinstance(key, str) or not key:
+            raise ServerError(
+                f"{prediction} cannot be canceled: its producer gave it no cancel_key. "
+                f"Only deleting it ends it: XDEL {queue} {entry}"
+            )
+        set_cancel_key(client, key)
+        return
+    raise ServerError(f"{queue} has no request {prediction}: it has ended, or was sent to another queue or Redis")
+
+
+def _requests(client: redis.Redis, queue: str, prediction: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Entries with what can be read of their requests: the one that is meant, if it is an entry's id, then all."""
+    if _ENTRY_ID.fullmatch(prediction):
+        yield from _page(client, queue, prediction, prediction)
+    first = "-"
+    while True:
+        entry = ""
+        for entry, request in _page(client, queue, first, "+"):
+            yield entry, request
+        if not entry:
+            return
+        first = f"({entry}"
+
+
+def _page(client: redis.Redis, queue: str, first: str, last: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(queue, first, last, count=PAGE))
+    for entry, fields in entries:
+        try:
+            request = json.loads(fields.get(b"value", b"").decode())
+        except (ValueError, RecursionError):
+            request = None
+        yield entry.decode(), request if isinstance(request, dict) else {}

@@ -1,0 +1,420 @@
+"""A worker: Celery's threads pool with our slots in it, from the first setup() to the drain.
+
+It must not know how a prediction is made. One Node lives in a worker's process; it owns the slots, their heartbeat (the keeper), the
+announce key and the order of shutdown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+from celery import bootsteps
+from celery.apps.worker import Worker as CeleryWorker
+from celery.worker import state
+from celery.worker.control import control_command
+
+from cog_celery import gpus, reporting
+from cog_celery.celery import app, worker_queue
+from cog_celery.environment import model_environment
+from cog_celery.errors import CogCeleryError, ServerError, ServerLost, SetupError, UsageError
+from cog_celery.execution import Wake
+from cog_celery.guardian import Guardian
+from cog_celery.link import Link, Outage
+from cog_celery.outputs import Uploader
+from cog_celery.prediction import Prediction
+from cog_celery.rows import Rows
+from cog_celery.settings import Settings
+from cog_celery.slots import LONG, Slot, Workshop
+from cog_celery.stream import TICKET_VERSION, Queue, Ticket, life
+
+TICK = 0.25
+"""Seconds between looks at cancel keys of predictions that run longer than that."""
+GROUP_PAUSE = 0.5
+"""Seconds between looks for a group that does not exist yet."""
+
+log = logging.getLogger(__name__)
+
+_node: Node | None = None
+
+
+def node() -> Node:
+    """The Node of this process."""
+    assert _node is not None
+    return _node
+
+
+def run(settings: Settings) -> int:
+    """Run a worker until it is told to stop; its exit code. Raises UsageError."""
+    os.environ.update(settings.to_env())
+    worker = app.Worker(hostname=None, loglevel=settings.log_level.upper(), quiet=True)
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+class Worker(CeleryWorker):  # type: ignore[misc]
+    """Celery's worker, told what it is: however it was started, it has a thread for each slot and a queue for this life."""
+
+    def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
+        global _node
+        settings = Settings.load({}, os.environ)
+        _node = Node(settings)
+        queue = worker_queue(_node.life)
+        self.app.conf.task_queues = [queue]
+        self.app.conf.task_default_queue = queue.name
+        options |= {
+            "pool": "threads",
+            "concurrency": len(_node.slots),
+            "queues": None,
+            "without_mingle": True,
+            "without_gossip": True,
+        }
+        super().__init__(app=app, hostname=f"{settings.queue}@{settings.name}", **options)
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        super().install_platform_tweaks(worker)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        node().stop_soon()
+
+    def setup_logging(self, colorize: bool | None = None) -> Any:
+        if logging.getLogger().handlers:
+            return True  # the command line has set it up
+        return super().setup_logging(colorize)
+
+
+class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Slots start when the pool is there, beside the consumer: the worker is online during a setup() of minutes."""
+
+    requires = ("celery.worker.components:Pool", "celery.worker.components:Hub")
+
+    def start(self, worker: Any) -> None:
+        node().start(worker)
+
+    def stop(self, worker: Any) -> None:
+        node().close()
+
+    terminate = stop
+
+
+app.steps["worker"].add(SlotsStep)
+
+
+@control_command(name="revoke", args=[("task_id", str)], signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
+def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> dict[str, str]:
+    """Cancel predictions by their ids; those that do not run here are somebody else's, or over."""
+    ids = [task_id] if isinstance(task_id, str) else list(task_id or [])
+    found = [id for id in ids if node().cancel(id)]
+    return {"ok": f"canceled: {', '.join(found)}" if found else "none of these predictions runs here"}
+
+
+class Node:
+    """What this process is to the fleet. The drain is: denounce, end turns, finish, release at the limit, let go."""
+
+    def __init__(self, settings: Settings) -> None:
+        if not settings.queues:
+            raise UsageError("which queue? Give --queue NAME or set COG_CELERY_QUEUE")
+        if settings.model_dir is None or not Path(settings.model_dir).is_dir():
+            raise UsageError(
+                f"the model's folder {settings.model_dir or ''!r} does not exist: name one that has a cog.yaml"
+            )
+        self.settings = settings
+        self.queue = Queue(settings.queue)
+        self.life = life(settings.name)
+        self.exit_code = 0
+        self.draining = threading.Event()
+        self._assigned = gpus.assign(
+            settings.gpus,
+            slots=settings.slots,
+            slots_per_gpu=settings.slots_per_gpu,
+            gpus_per_slot=settings.gpus_per_slot,
+            outer=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        )
+        self.slots: list[Slot | None] = [None] * len(self._assigned)
+        self._outage = Outage("Redis")
+        self._link = Link(settings.redis_url, f"cog-celery-worker:{self.life}", self._outage)
+        self._keeper_link = Link(settings.redis_url, f"cog-celery-keeper:{self.life}", self._outage)
+        self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+        self._guardian = Guardian()
+        self._threads: list[threading.Thread] = []
+        self._stops = 0
+        self._stop_wanted = threading.Event()
+        self._stop_now = threading.Event()
+        self._ready = False
+        self._closed = threading.Event()
+        self._failures = 0
+        self._about = b"{}"
+        self._heard = time.monotonic()
+        self._setup_lines: list[str] = []
+        self._wake_hub = Wake()
+        self._report = reporting.SetupReport(settings)
+
+    # -- Celery's side
+
+    def start(self, worker: Any) -> None:
+        """Called once, in Celery's main thread; returns at once."""
+        self._worker = worker
+        if worker.use_eventloop:
+            worker.hub.add_reader(self._wake_hub.fileno(), self._wake_hub.clear)
+        self._rows = Rows(worker.app, worker.hostname)
+        self._rows.start()
+        for target in (self._bring_up, self._await_stop):
+            thread = threading.Thread(
+                target=self._guarded, args=(target,), name=target.__name__.strip("_"), daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def turn(self, ticket: Sequence[Any]) -> None:
+        """The Celery task."""
+        try:
+            given = msgspec.convert(list(ticket), Ticket)
+        except msgspec.ValidationError as error:
+            log.error("a ticket that is none was dropped: %s", error)
+            return
+        if given.version != TICKET_VERSION:
+            log.error("a ticket of version %d was dropped, this worker knows %d", given.version, TICKET_VERSION)
+            return
+        slot = next((slot for slot in self.slots if slot is not None and slot.consumer == given.slot), None)
+        if slot is None or self.draining.is_set() or not slot.turn(given):
+            with self._own_link("release") as link, contextlib.suppress(ServerError):
+                self.queue.release(link, given.entry, given.bridge, given.attempt, self._agreed.lease)
+
+    def cancel(self, id: str) -> bool:
+        """Cancel a prediction by its id, if it runs here."""
+        return any(slot.cancel(id) for slot in self.slots if slot is not None)
+
+    def stop_soon(self) -> None:
+        """From a signal handler: drain; when called again, release what runs."""
+        self._stops += 1
+        self._stop_wanted.set()
+        if self._stops > 1:
+            self._stop_now.set()
+
+    def close(self) -> None:
+        """Called once, when Celery has stopped."""
+        self._closed.set()
+        self._rows.close()
+        for slot in self.slots:
+            if slot is not None:
+                slot.close()
+        self._guardian.close()
+        self._spawner.shutdown(wait=False)
+
+    # -- up
+
+    def _bring_up(self) -> None:
+        settings = self.settings
+        self._await_group()
+        if self.draining.is_set():
+            return
+        self._agreed = self.queue.agree(self._link, settings.dialect, settings.lease, settings.max_attempts)
+        shop = Workshop(
+            settings=settings,
+            agreed=self._agreed,
+            queue=self.queue,
+            uploader=Uploader(
+                settings.upload_url, settings.upload_mode, max_data_uri_bytes=settings.max_data_uri_bytes
+            ),
+            guardian=self._guardian,
+            rows=self._rows,
+            outage=self._outage,
+            spawner=self._spawner,
+            draining=self.draining,
+            on_setup_lines=self._report.lines,
+            on_finished=self._finished,
+            on_broken=self._fail,
+        )
+        withheld: list[str] = []
+        for index, gpu in enumerate(self._assigned):
+            environment, withheld = model_environment(
+                os.environ,
+                settings.model_env,
+                {"CUDA_VISIBLE_DEVICES": gpu},
+                other_interpreter=settings.python != sys.executable,
+            )
+            self.slots[index] = Slot(index, self.life, shop, environment, gpu)
+        if withheld:
+            log.info("not passed on to the model: %s (--model-env NAME passes one on)", ", ".join(withheld))
+        self._report.begin()
+        slots = [slot for slot in self.slots if slot is not None]
+        with ThreadPoolExecutor(len(slots), thread_name_prefix="setup") as pool:
+            setups = [pool.submit(slot.set_up) for slot in slots]
+        failures = [error for setup in setups if (error := setup.exception()) is not None]
+        self._report.end(self._link, None if not failures else str(failures[0]))
+        if failures:
+            raise failures[0]
+        if self.draining.is_set():
+            return
+        for setup in setups:
+            self.queue.setup_took(self._link, setup.result())
+        self._about = json.dumps({"worker": settings.name, "slots": len(slots), "gpus": self._assigned}).encode()
+        self._heartbeat(slots)
+        keeper = threading.Thread(target=self._guarded, args=(self._keep,), name="keeper", daemon=True)
+        self._threads.append(keeper)
+        keeper.start()
+        self._ready = True
+        reporting.set_ready_file(True)
+        for slot in slots:
+            slot.rest()
+        log.info("worker %s is ready: %d slots on queue %s", self.life, len(slots), self.queue.name)
+
+    def _await_group(self) -> None:
+        said = False
+        while not self._stop_wanted.is_set():
+            try:
+                if self.settings.create_group:
+                    self.queue.create_group(self._link)
+                if self.queue.group_exists(self._link):
+                    return
+                if not said:
+                    log.warning("queue %s does not exist yet, waiting for it", self.queue.name)
+                    said = True
+            except ServerLost:
+                pass
+            self._stop_wanted.wait(GROUP_PAUSE)
+
+    # -- the keeper
+
+    def _keep(self) -> None:
+        """Heartbeats every third of the lease; between them, cancel keys of predictions that take long."""
+        every = self._agreed.lease / 3
+        due = time.monotonic() + every
+        slots = [slot for slot in self.slots if slot is not None]
+        while not self._closed.wait(TICK):
+            try:
+                self._look_for_cancels(slots)
+                if time.monotonic() >= due:
+                    due = time.monotonic() + every
+                    self._guardian.check()
+                    self._heartbeat(slots)
+            except ServerError as error:
+                if time.monotonic() - self._heard > 3 * self._agreed.lease:
+                    self._give_up(slots, error)
+
+    def _look_for_cancels(self, slots: list[Slot]) -> None:
+        long_ago = time.monotonic() - LONG
+        wanted = [
+            current
+            for slot in slots
+            if (current := slot.current) and current.cancel_key and current.execution and current.since < long_ago
+        ]
+        for current in wanted:
+            self._keeper_link.post("EXISTS", current.cancel_key)
+        for exists, current in [(self._keeper_link.reply(), current) for current in wanted]:
+            if exists and current.execution:
+                current.execution.stop("canceled")
+
+    def _heartbeat(self, slots: list[Slot]) -> None:
+        link, lease = self._keeper_link, self._agreed.lease
+        if not self.draining.is_set():
+            self.queue.announce(link, self.life, self._about, lease)
+            if self.draining.is_set():
+                self.queue.denounce(link, self.life)
+        held = [(slot, current) for slot in slots if (current := slot.current)]
+        verdicts = self.queue.extend(
+            link, [(current.delivery.entry, slot.consumer, current.delivery.attempt) for slot, current in held]
+        )
+        self._heard = time.monotonic()
+        for (slot, current), verdict in zip(held, verdicts, strict=True):
+            # A commit may have come between: then the slot has gone on, and the verdict is about nothing.
+            if verdict != "held" and slot.current is current and current.execution is not None:
+                current.execution.stop("canceled" if verdict == "deleted" else "lost")
+        if not self.draining.is_set():
+            for slot in slots:
+                slot.renew_credit(link, lease)
+
+    def _give_up(self, slots: list[Slot], error: Exception) -> None:
+        """Nobody can tell whether we are still the owners: others may be at work on the same entries."""
+        for slot in slots:
+            if (current := slot.current) and current.execution and current.execution.reason is None:
+                log.error("prediction %s is given up, Redis was out of reach for too long: %s", current.id, error)
+                current.execution.stop("lost")
+
+    def _finished(self, prediction: Prediction) -> None:
+        """Count failures in a row; the model may be beyond help."""
+        limit = self.settings.max_failure_count
+        if limit is None:
+            return
+        self._failures = self._failures + 1 if prediction.status == "failed" else 0
+        if self._failures > limit and not self._stop_wanted.is_set():
+            log.error("%d predictions in a row failed (--max-failure-count %d): stopping", self._failures, limit)
+            self.exit_code = 1
+            self._stop_wanted.set()
+
+    # -- down
+
+    def _fail(self, reason: str) -> None:
+        log.error("%s", reason)
+        self.exit_code = 1
+        self._stop_wanted.set()
+
+    def _guarded(self, target: Any) -> None:
+        try:
+            target()
+        except CogCeleryError as error:
+            self._fail(str(error))
+        except Exception:
+            log.exception("a bug of ours in %s", target.__name__)
+            self._fail("the worker stops")
+
+    def _await_stop(self) -> None:
+        self._stop_wanted.wait()
+        began = time.monotonic()
+        self.draining.set()
+        log.info("draining: nothing new is started")
+        slots = [slot for slot in self.slots if slot is not None]
+        try:
+            self._drain(slots, began)
+        except ServerError as error:
+            log.warning("draining without Redis: %s", error)
+        if not self._ready:
+            for slot in slots:
+                slot.kill_runner()
+        reporting.set_ready_file(False)
+        state.should_stop = self.exit_code
+        self._wake_hub.set()
+
+    def _drain(self, slots: list[Slot], began: float) -> None:
+        queue = self.queue
+        with self._own_link("drain") as link:
+            queue.denounce(link, self.life)
+            for slot in slots:
+                queue.withdraw_credit(link, slot.consumer)
+            limit = began + self.settings.drain_timeout
+            while any(slot.busy for slot in slots) and time.monotonic() < limit and not self._stop_now.is_set():
+                for slot in slots:
+                    if slot.waiting and slot.link.client_id:
+                        link.call("CLIENT", "UNBLOCK", slot.link.client_id)
+                self._stop_now.wait(0.02)
+            for slot in slots:
+                if current := slot.current:
+                    log.warning("prediction %s is released: it did not end before the drain did", current.id)
+                    delivery = current.delivery
+                    queue.release(link, delivery.entry, slot.consumer, delivery.attempt, self._agreed.lease)
+                    if current.execution is not None:
+                        current.execution.stop("shutdown")
+                    slot.kill_runner()
+            until = time.monotonic() + 2.0
+            while any(slot.busy for slot in slots) and time.monotonic() < until:
+                time.sleep(0.005)
+            queue.denounce(link, self.life)  # a heartbeat may have crossed the first one
+            for slot in slots:
+                queue.forget(link, slot.consumer)
+
+    def _own_link(self, what: str) -> contextlib.closing[Link]:
+        return contextlib.closing(Link(self.settings.redis_url, f"cog-celery-{what}:{self.life}", self._outage))

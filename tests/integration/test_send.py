@@ -1,0 +1,392 @@
+"""`cog-celery send` and `cancel` as a person uses them, against a real server, with a consumer that plays a script."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.support.processes import wait_until
+from tests.support.servers import RedisServer
+
+ROOT = Path(__file__).parents[2]
+
+Request = dict[str, Any]
+Script = Callable[["Consumer", Request], None]
+
+
+class Consumer:
+    """Serves one queue as a worker would, from a thread: takes entries, and SETs what its script says."""
+
+    def __init__(self, server: RedisServer, queue: str, script: Script) -> None:
+        self.client = redis.Redis.from_url(server.url, decode_responses=True, protocol=2)
+        self.queue = queue
+        self.requests: list[Request] = []
+        self._script = script
+        self._over = threading.Event()
+        self.client.xgroup_create(queue, queue, "0", mkstream=True)
+        self._thread = threading.Thread(target=self._serve, name="consumer", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._over.is_set():
+            answer: Any = self.client.xreadgroup(self.queue, "one", {self.queue: ">"}, count=1, block=100)
+            for _, entries in answer or ():
+                for entry, fields in entries:
+                    request = json.loads(fields["value"])
+                    self.requests.append(request)
+                    self._script(self, request)
+                    self.client.xack(self.queue, self.queue, entry)
+                    self.client.xdel(self.queue, entry)
+
+    def set(self, request: Request, status: str, output: Any = None, logs: Any = (), **more: Any) -> None:
+        logs = logs if isinstance(logs, str) else list(logs)
+        snapshot = {"status": status, "output": output, "logs": logs, **more}
+        self.client.set(request["response_queue"], json.dumps(snapshot))
+
+    def wait_for_cancel(self, request: Request) -> None:
+        wait_until(lambda: self.client.exists(request["cancel_key"]), "the cancel key")
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self.client.close()
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"q-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def consumer(redis_server: RedisServer, queue: str) -> Iterator[Callable[[Script], Consumer]]:
+    consumers: list[Consumer] = []
+
+    def make(script: Script) -> Consumer:
+        consumers.append(Consumer(redis_server, queue, script))
+        return consumers[-1]
+
+    yield make
+    for each in consumers:
+        each.stop()
+
+
+def environment(server: RedisServer) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("COG_CELERY_", "REDIS_URL"))}
+    return env | {"PYTHONPATH": str(ROOT), "REDIS_URL": server.url, "PYTHONWARNINGS": "error"}
+
+
+def start(server: RedisServer, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cog_celery", *arguments],
+        env=environment(server),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen[str], stdin: str | None = None) -> tuple[int, str, str]:
+    out, err = process.communicate(stdin, timeout=30)
+    return process.returncode, out, err
+
+
+def echo(consumer: Consumer, request: Request) -> None:
+    consumer.set(request, "processing")
+    consumer.set(request, "succeeded", request["input"])
+
+
+def test_piped_it_prints_the_terminal_snapshot_alone(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    served = consumer(echo)
+    status, out, err = finish(
+        start(redis_server, "send", "--queue", queue, "-i", "text=grüße=1", "-i", "n=1", "-i", "n=2")
+    )
+    assert (status, err) == (0, "")
+    assert json.loads(out) == {"status": "succeeded", "output": {"text": "grüße=1", "n": ["1", "2"]}, "logs": []}
+    assert out.count("\n") == 1
+    request = served.requests[0]
+    assert set(request) == {"id", "input", "response_queue", "cancel_key"}
+
+
+def test_it_leaves_no_key_behind_for_ever(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    served = consumer(echo)
+    assert finish(start(redis_server, "send", "--queue", queue))[0] == 0
+    request = served.requests[0]
+    assert 0 < redis_server.client.ttl(request["response_queue"]) <= 3600
+    assert not redis_server.client.exists(request["cancel_key"])
+
+
+def test_inputs_come_from_json_files_and_standard_input(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer], tmp_path: Path
+) -> None:
+    consumer(echo)
+    photo = tmp_path / "photo.webp"
+    photo.write_bytes(b"\x00\xffphoto")
+    inputs = tmp_path / "inputs.json"
+    inputs.write_text('{"number": 3, "text": "from file"}')
+    uri = "data:image/webp;base64," + base64.b64encode(photo.read_bytes()).decode()
+
+    _, out, _ = finish(start(redis_server, "send", "--queue", queue, "--json", f"@{inputs}", "-i", f"image=@{photo}"))
+    assert json.loads(out)["output"] == {"number": 3, "text": "from file", "image": uri}
+
+    process = start(redis_server, "send", "--queue", queue, "--json", "-", "-i", "text=wins", stdin=subprocess.PIPE)
+    _, out, _ = finish(process, '{"text": "loses", "list": [1, null]}')
+    assert json.loads(out)["output"] == {"text": "wins", "list": [1, None]}
+
+
+def test_text_shows_logs_and_outputs_as_they_come_once_each(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    go_on = threading.Event()
+
+    def script(consumer: Consumer, request: Request) -> None:
+        consumer.set(request, "processing", None, ["loading"])
+        consumer.set(request, "processing", ["one"], ["loading", "step \x1b[2J1"])
+        go_on.wait(10)
+        consumer.set(request, "processing", ["one", {"a": 1}], ["loading", "step \x1b[2J1", "step 2"])
+        consumer.set(request, "succeeded", ["one", {"a": 1}], ["loading", "step \x1b[2J1", "step 2"])
+
+    consumer(script)
+    process = start(redis_server, "send", "--queue", queue, "--output", "text")
+    assert process.stdout is not None
+    seen: list[str] = []
+    for line in process.stdout:
+        seen.append(line.rstrip())
+        if line.startswith("output[0]"):
+            go_on.set()  # only now does the rest exist
+    assert finish(process)[0] == 0
+    assert [line for line in seen if not line.startswith(("sent ", "processing "))][:-1] == [
+        "loading",
+        "step \\x1b[2J1",
+        "output[0]: one",
+        "step 2",
+        'output[1]: {"a": 1}',
+    ]
+    assert re.fullmatch(r"succeeded in \d+\.\d s", seen[-1])
+
+
+def test_the_other_dialect_and_long_files_are_shown_as_well(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    def script(consumer: Consumer, request: Request) -> None:
+        consumer.set(request, "processing", None, "one\ntw")
+        consumer.set(request, "processing", None, "one\ntwo\n")
+        output = {"image": "data:image/png;base64," + "A" * 100_000}
+        consumer.set(request, "succeeded", output, "one\ntwo\n", started_at="…", metrics={"predict_time": 1})
+
+    consumer(script)
+    status, out, _ = finish(start(redis_server, "send", "--queue", queue, "--output", "text"))
+    lines = out.splitlines()
+    assert status == 0
+    assert lines.count("one") == lines.count("two") == 1
+    assert 'output: {"image": "data:image/png;base64,AAAAAAAAAAAA… (73.2 KiB)"}' in lines
+
+
+def test_a_failed_prediction_is_exit_status_1_with_its_error(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    consumer(lambda consumer, request: consumer.set(request, "failed", error="over the cliff"))
+    status, out, _ = finish(start(redis_server, "send", "--queue", queue, "--output", "text"))
+    assert status == 1
+    assert re.search(r"^failed in .* s: over the cliff$", out, re.MULTILINE)
+    assert finish(start(redis_server, "send", "--queue", queue))[0] == 1
+
+
+def test_ctrl_c_cancels_and_goes_on_to_the_end(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    def script(consumer: Consumer, request: Request) -> None:
+        consumer.set(request, "processing", ["half"])
+        consumer.wait_for_cancel(request)
+        assert consumer.client.ttl(request["cancel_key"]) > 0
+        consumer.set(request, "canceled", ["half"])
+
+    served = consumer(script)
+    process = start(redis_server, "send", "--queue", queue)
+    wait_until(lambda: served.requests, "the request")
+    process.send_signal(signal.SIGINT)
+    status, out, err = finish(process)
+    assert status == 130
+    assert json.loads(out)["status"] == "canceled"
+    assert "canceling" in err
+
+
+def test_a_second_ctrl_c_leaves_at_once(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    over = threading.Event()
+
+    def script(consumer: Consumer, request: Request) -> None:
+        consumer.set(request, "processing")
+        over.wait(20)
+
+    served = consumer(script)
+    process = start(redis_server, "send", "--queue", queue)
+    wait_until(lambda: served.requests, "the request")
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: redis_server.client.exists(served.requests[0]["cancel_key"]), "the cancel key")
+    process.send_signal(signal.SIGINT)
+    status, out, err = finish(process)
+    over.set()
+    assert (status, out) == (130, "")
+    assert served.requests[0]["response_queue"] in err
+
+
+def test_it_says_so_when_nobody_serves_the_queue(redis_server: RedisServer, queue: str) -> None:
+    process = start(redis_server, "send", "--queue", queue)
+    assert process.stderr is not None
+    hint = process.stderr.readline()
+    assert "nobody serves" in hint and queue in hint and "1 request" in hint
+    redis_server.client.delete(queue)
+    status, _, err = finish(process)
+    assert status == 1
+    assert "is gone from" in err
+
+
+def test_it_says_so_when_the_request_only_waits(redis_server: RedisServer, queue: str) -> None:
+    redis_server.client.xgroup_create(queue, queue, "0", mkstream=True)
+    redis_server.client.xadd(queue, {"value": "{}"})
+    process = start(redis_server, "send", "--queue", queue)
+    assert process.stderr is not None
+    assert "still waits, 2 requests" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert "canceling" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+
+
+def test_without_notifications_it_polls(own_server: RedisServer, queue: str) -> None:
+    own_server.client.config_set("notify-keyspace-events", "")
+    gate = threading.Event()
+
+    def script(consumer: Consumer, request: Request) -> None:
+        gate.wait(10)
+        echo(consumer, request)
+
+    served = Consumer(own_server, queue, script)
+    try:
+        process = start(own_server, "send", "--queue", queue, "-i", "a=b")
+        wait_until(lambda: served.requests, "the request")
+        gate.set()
+        status, out, _ = finish(process)
+        assert (status, json.loads(out)["output"]) == (0, {"a": "b"})
+    finally:
+        served.stop()
+
+
+def test_a_lost_connection_is_waited_out(own_server: RedisServer, queue: str) -> None:
+    gate = threading.Event()
+
+    def script(consumer: Consumer, request: Request) -> None:
+        consumer.set(request, "processing")
+        gate.wait(20)
+        echo(consumer, request)
+
+    served = Consumer(own_server, queue, script)
+    try:
+        process = start(own_server, "send", "--queue", queue, "-i", "a=b")
+        wait_until(lambda: served.requests, "the request")
+        assert process.stderr is not None
+        own_server.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        assert "connection to Redis is lost" in process.stderr.readline()
+        assert "answers again" in process.stderr.readline()
+        gate.set()
+        status, out, _ = finish(process)
+        assert (status, json.loads(out)["output"]) == (0, {"a": "b"})
+    finally:
+        gate.set()
+        served.stop()
+
+
+def test_on_a_terminal_a_line_tells_status_progress_and_time(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    go_on = threading.Event()
+
+    def script(consumer: Consumer, request: Request) -> None:
+        consumer.set(request, "processing", None, [" 40%|####      | 4/10"])
+        go_on.wait(10)
+        consumer.set(request, "succeeded", "done", [" 40%|####      | 4/10"])
+
+    consumer(script)
+    main, side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cog_celery", "send", "--queue", queue],
+        env=environment(redis_server) | {"TERM": "xterm", "COLUMNS": "100"},
+        stdout=side,
+        stderr=side,
+    )
+    os.close(side)
+    screen = b""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if not select.select([main], [], [], 0.1)[0]:
+            continue
+        try:
+            data = os.read(main, 65536)
+        except OSError:  # how Linux says that the other side of a terminal is closed
+            break
+        screen += data
+        if b"40 %" in screen:
+            go_on.set()
+    os.close(main)
+    assert process.wait(10) == 0
+    text = screen.decode()
+    assert "40 %" in text and "Ctrl-C cancels" in text and "succeeded" in text and "output: " in text
+
+
+def sent(server: RedisServer, queue: str, **fields: Any) -> str:
+    return str(server.client.xadd(queue, {"value": json.dumps({"input": {}, "response_queue": "r", **fields})}))
+
+
+@pytest.mark.parametrize("by", ["id", "entry"])
+def test_cancel_finds_a_request_among_many(redis_server: RedisServer, queue: str, by: str) -> None:
+    redis_server.client.xadd(queue, {"value": "no JSON"})
+    redis_server.client.xadd(queue, {"other": "field"})
+    for number in range(120):
+        sent(redis_server, queue, id=f"p{number}", cancel_key=f"{queue}-c{number}")
+    entry = sent(redis_server, queue, id="wanted", cancel_key=f"{queue}-wanted")
+    status, out, err = finish(start(redis_server, "cancel", "wanted" if by == "id" else entry, "--queue", queue))
+    assert (status, out) == (0, "")
+    assert "is being canceled" in err
+    assert redis_server.client.ttl(f"{queue}-wanted") > 3600
+    assert not redis_server.client.exists(f"{queue}-c0")
+
+
+def test_cancel_says_when_there_is_no_such_request_or_no_cancel_key(redis_server: RedisServer, queue: str) -> None:
+    sent(redis_server, queue, id="keyless")
+    for prediction, why in (
+        ("missing", "has no request missing"),
+        ("1-1", "has no request"),
+        ("keyless", "cancel_key"),
+    ):
+        status, _, err = finish(start(redis_server, "cancel", prediction, "--queue", queue))
+        assert status == 1
+        assert why in err and err.count("\n") == 1
+
+
+def test_an_unreachable_server_is_one_line_without_its_password(redis_server: RedisServer, queue: str) -> None:
+    url = "redis://:hunter2@127.0.0.1:1/0"
+    status, out, err = finish(start(redis_server, "send", "--queue", queue, "--redis-url", url))
+    assert (status, out) == (1, "")
+    assert "cannot be reached" in err and "hunter2" not in err and err.count("\n") == 1

@@ -1,0 +1,360 @@
+"""The atomic steps of delivery, each against a real server: what they answer, and what they leave behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from cog_celery.errors import GroupMissing, ServerLost, SettingsConflict
+from cog_celery.link import Link
+from cog_celery.scripts import PUBLISH
+from cog_celery.stream import TICKET_VERSION, Delivery, Queue, Ticket
+from tests.support.servers import RedisServer
+
+pytestmark = [pytest.mark.every_server, pytest.mark.ours]
+
+BRIDGE = "b~00000001"
+OTHER = "b~00000002"
+LIFE = "w~00000003"
+SLOT = f"{LIFE}.0"
+SECOND = f"{LIFE}.1"
+
+
+@pytest.fixture
+def link(redis_server: RedisServer) -> Iterator[Link]:
+    link = Link(redis_server.url, "test")
+    yield link
+    link.close()
+
+
+@pytest.fixture
+def queue(link: Link) -> Queue:
+    queue = Queue(f"q-{uuid.uuid4().hex[:8]}")
+    queue.create_group(link)
+    return queue
+
+
+def add(link: Link, queue: Queue, value: str = "{}") -> str:
+    entry: bytes = link.call("XADD", queue.name, "*", "value", value)
+    return entry.decode()
+
+
+def lives(link: Link, queue: Queue, *slots: str) -> None:
+    queue.announce(link, LIFE, b"{}", 60)
+    for slot in slots:
+        queue.put_credit(link, slot)
+
+
+def take(link: Link, queue: Queue, bridge: str = BRIDGE) -> tuple[str, Delivery]:
+    answer = queue.take(link, bridge)
+    assert answer[0] == "ticket"
+    return answer[1], answer[2]
+
+
+def claim(link: Link, queue: Queue, delivery: Delivery, slot: str = SLOT, bridge: str = BRIDGE) -> Delivery | None:
+    return queue.claim(link, Ticket(TICKET_VERSION, queue.name, delivery.entry, delivery.attempt, bridge, slot))
+
+
+def owners(link: Link, queue: Queue) -> dict[str, tuple[str, int]]:
+    return {line.entry: (line.owner, line.attempt) for line in queue.overdue(link, 0)}
+
+
+def test_an_entry_is_taken_only_together_with_a_credit(link: Link, queue: Queue) -> None:
+    entry = add(link, queue, '{"a":1}')
+    assert queue.take(link, BRIDGE) == ("no credit",)
+    assert owners(link, queue) == {}
+    lives(link, queue, SLOT)
+    assert take(link, queue) == (SLOT, Delivery(entry, 1, b'{"a":1}'))
+    assert link.call("LLEN", queue.credits) == 0
+    assert owners(link, queue) == {entry: (BRIDGE, 1)}
+
+
+def test_without_an_entry_the_credit_stays_and_the_last_delivered_id_comes_back(link: Link, queue: Queue) -> None:
+    lives(link, queue, SLOT)
+    assert queue.take(link, BRIDGE) == ("no entry", "0-0")
+    assert link.call("LRANGE", queue.credits, 0, -1) == [SLOT.encode()]
+
+
+def test_credits_of_a_dead_worker_are_void(link: Link, queue: Queue) -> None:
+    add(link, queue)
+    queue.put_credit(link, SLOT)
+    assert queue.take(link, BRIDGE) == ("no credit",)
+    assert link.call("LLEN", queue.credits) == 0
+
+
+def test_a_credit_is_put_down_once(link: Link, queue: Queue) -> None:
+    assert queue.put_credit(link, SLOT)
+    assert not queue.put_credit(link, SLOT)
+    assert link.call("LLEN", queue.credits) == 1
+    assert queue.withdraw_credit(link, SLOT)
+    assert not queue.withdraw_credit(link, SLOT)
+
+
+def test_a_missing_group_is_said_and_no_credit_is_lost(link: Link) -> None:
+    queue = Queue(f"q-{uuid.uuid4().hex[:8]}")
+    lives(link, queue, SLOT)
+    with pytest.raises(GroupMissing):
+        queue.take(link, BRIDGE)
+    assert link.call("LLEN", queue.credits) == 1
+    assert not queue.group_exists(link)
+    assert queue.create_group(link)
+    assert not queue.create_group(link)
+
+
+def test_watch_and_wait_for_credit_return_at_once_when_there_is_something_and_consume_nothing(
+    link: Link, queue: Queue, redis_server: RedisServer
+) -> None:
+    other = Link(redis_server.url, "other")
+    for wait, act in (
+        (lambda: queue.watch(link, "0-0", 10), lambda: add(other, queue)),
+        (lambda: queue.wait_for_credit(link, 10), lambda: queue.put_credit(other, SLOT)),
+    ):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        act()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert owners(link, queue) == {}
+    assert link.call("LLEN", queue.credits) == 1
+    other.close()
+
+
+def test_a_claim_moves_the_entry_to_the_slot_and_keeps_the_attempt_and_may_be_repeated(link: Link, queue: Queue) -> None:
+    add(link, queue)
+    lives(link, queue, SLOT)
+    _, delivery = take(link, queue)
+    assert claim(link, queue, delivery) == delivery
+    assert claim(link, queue, delivery) == delivery
+    assert owners(link, queue) == {delivery.entry: (SLOT, 1)}
+    assert claim(link, queue, delivery, slot=SECOND) is None
+
+
+def test_a_void_ticket_changes_nothing(link: Link, queue: Queue) -> None:
+    add(link, queue)
+    lives(link, queue, SLOT)
+    _, delivery = take(link, queue)
+    for wrong in (Delivery(delivery.entry, 2, None), Delivery("1-1", 1, None)):
+        assert claim(link, queue, wrong) is None
+    assert claim(link, queue, delivery, bridge=OTHER) is None
+    assert owners(link, queue) == {delivery.entry: (BRIDGE, 1)}
+
+
+def test_an_entry_that_was_deleted_before_its_start_is_acked(link: Link, queue: Queue) -> None:
+    entry = add(link, queue)
+    lives(link, queue, SLOT)
+    _, delivery = take(link, queue)
+    link.call("XDEL", queue.name, entry)
+    assert claim(link, queue, delivery) is None
+    assert owners(link, queue) == {}
+
+
+def running(link: Link, queue: Queue) -> Delivery:
+    add(link, queue, '{"x":1}')
+    lives(link, queue, SLOT)
+    _, delivery = take(link, queue)
+    claimed = claim(link, queue, delivery)
+    assert claimed is not None
+    return claimed
+
+
+def publish(link: Link, queue: Queue, delivery: Delivery, owner: str, key: str, cancel: str | None = None) -> int:
+    keys, arguments = queue.publish_arguments(delivery, owner, key, cancel, b"snapshot", 0)
+    answer: int = link.script(PUBLISH, keys, *arguments)
+    return answer
+
+
+def test_only_the_owner_at_its_attempt_publishes_and_learns_of_the_cancel_key(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    response, cancel = f"{queue.name}-r", f"{queue.name}-c"
+    assert publish(link, queue, delivery, BRIDGE, response) == 0
+    assert publish(link, queue, Delivery(delivery.entry, 2, None), SLOT, response) == 0
+    assert link.call("EXISTS", response) == 0
+    assert publish(link, queue, delivery, SLOT, response, cancel) == 1
+    link.call("RPUSH", cancel, "a list is a key too")
+    assert publish(link, queue, delivery, SLOT, response, cancel) == 2
+    assert link.call("GET", response) == b"snapshot"
+
+
+def test_a_commit_ends_the_delivery_and_takes_the_next_in_one_step(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    second = add(link, queue, "second")
+    response = f"{queue.name}-r"
+    answer = queue.commit(link, delivery, SLOT, response, b"end", before=b"burst", duration=0.25, take=True)
+    assert answer == ("done", Delivery(second, 1, b"second"))
+    assert link.call("GET", response) == b"end"
+    assert owners(link, queue) == {second: (SLOT, 1)}
+    assert queue.depth(link) == 1
+    assert link.call("XRANGE", queue.run_time, "-", "+")[0][1] == [b"duration", b"0.250000"]
+
+
+def test_a_commit_that_is_repeated_after_a_lost_reply_is_settled_and_finds_what_it_took(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    second = add(link, queue, "second")
+    response = f"{queue.name}-r"
+    queue.commit(link, delivery, SLOT, response, b"end", take=True)
+    link.call("SET", response, "read by its producer")
+    answer = queue.commit(link, delivery, SLOT, response, b"end", take=True)
+    assert answer == ("settled", Delivery(second, 1, b"second"))
+    assert link.call("GET", response) == b"read by its producer"
+    assert link.call("XLEN", queue.run_time) == 0
+
+
+def test_a_stale_commit_writes_nothing(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    (line,) = queue.overdue(link, 0)
+    assert queue.reclaim(link, line, OTHER, 0, counts=True) == 2
+    response = f"{queue.name}-r"
+    assert queue.commit(link, delivery, SLOT, response, b"end", take=True) == ("stale", None)
+    assert link.call("EXISTS", response) == 0
+    assert owners(link, queue) == {delivery.entry: (OTHER, 2)}
+
+
+def test_run_times_are_capped_at_exactly_100(link: Link, queue: Queue) -> None:
+    lives(link, queue, SLOT)
+    for _ in range(130):
+        add(link, queue)
+    _, delivery = take(link, queue)
+    next: Delivery | None = claim(link, queue, delivery)
+    while next is not None:
+        _, next = queue.commit(link, next, SLOT, None, b"", duration=0.001, take=True)
+    assert queue.depth(link) == 0
+    assert link.call("XLEN", queue.run_time) == 100
+
+
+def test_a_response_lives_as_long_as_it_is_told(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    response = f"{queue.name}-r"
+    queue.commit(link, delivery, SLOT, response, b"end", ttl=60_000)
+    assert 55_000 < link.call("PTTL", response) <= 60_000
+
+
+def test_a_buried_message_is_among_the_dead_letters_as_it_was(link: Link, queue: Queue) -> None:
+    link.call("XADD", queue.name, "*", "value", b"\xff", "other", "field")
+    lives(link, queue, SLOT)
+    _, delivery = take(link, queue)
+    assert not queue.bury(link, delivery, OTHER, "r", b"s", "why")
+    assert queue.bury(link, delivery, BRIDGE, f"{queue.name}-r", b"s", "why")
+    assert queue.depth(link) == 0
+    assert owners(link, queue) == {}
+    (_, fields) = link.call("XRANGE", queue.dead, "-", "+")[0]
+    letter = dict(zip(fields[::2], fields[1::2], strict=True))
+    assert letter == {
+        b"reason": b"why",
+        b"entry": delivery.entry.encode(),
+        b"attempts": b"1",
+        b"owner": BRIDGE.encode(),
+        b"value": b"\xff",
+        b"other": b"field",
+    }
+
+
+def test_an_entry_with_more_fields_than_lua_can_pass_is_buried_all_the_same(link: Link, queue: Queue) -> None:
+    link.call("XADD", queue.name, "*", *(f"f{i // 2}" for i in range(20_000)))
+    lives(link, queue, SLOT)
+    _, delivery = take(link, queue)
+    assert delivery.value is None
+    assert queue.bury(link, delivery, BRIDGE, None, b"", "no value")
+    assert queue.depth(link) == 0
+
+
+def test_extend_tells_held_lost_and_deleted_apart_and_begins_the_lease_anew(link: Link, queue: Queue) -> None:
+    first = running(link, queue)
+    add(link, queue)
+    lives(link, queue, SECOND)
+    _, delivery = take(link, queue)
+    second = claim(link, queue, delivery, slot=SECOND)
+    assert second is not None
+    link.call("XDEL", queue.name, second.entry)
+    time.sleep(0.05)  # for idle time to be there: the server's clock cannot be awaited otherwise
+    held = [(first.entry, SLOT, 1), (second.entry, SECOND, 1), (first.entry, OTHER, 1), ("1-1", SLOT, 1)]
+    assert queue.extend(link, held) == ["held", "deleted", "lost", "lost"]
+    idle = {line.entry: line.idle for line in queue.overdue(link, 0)}
+    assert idle[first.entry] < 50 <= idle[second.entry]
+    # Still pending, so that its last snapshot is fenced.
+    assert queue.commit(link, second, SECOND, f"{queue.name}-r", b"canceled")[0] == "done"
+
+
+def test_a_released_entry_is_reclaimed_at_once_at_the_same_attempt(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    assert not queue.release(link, delivery.entry, OTHER, 1, 10)
+    assert queue.release(link, delivery.entry, SLOT, 1, 10)
+    (line,) = queue.overdue(link, 10)
+    assert (line.owner, line.attempt) == ("released", 1)
+    assert queue.reclaim(link, line, OTHER, 10, counts=False) == 1
+    assert owners(link, queue) == {delivery.entry: (OTHER, 1)}
+    assert queue.overdue(link, 10) == []
+
+
+def test_a_reclaim_that_counts_raises_the_attempt_by_one_and_voids_what_was_before(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    (line,) = queue.overdue(link, 0)
+    assert queue.reclaim(link, line, OTHER, 3600, counts=True) == 0  # not idle for so long
+    assert queue.reclaim(link, line, OTHER, 0, counts=True) == 2
+    assert queue.reclaim(link, line, BRIDGE, 0, counts=True) == 0  # somebody was faster
+    lives(link, queue, SECOND)
+    answer = queue.take(link, OTHER, delivery.entry, 2)
+    assert answer == ("ticket", SECOND, Delivery(delivery.entry, 2, b'{"x":1}'))
+    assert queue.take(link, BRIDGE, delivery.entry, 2)[0] == "no credit"
+    lives(link, queue, SECOND)
+    assert queue.take(link, BRIDGE, delivery.entry, 2) == ("gone",)
+    assert link.call("LLEN", queue.credits) == 1
+
+
+def test_recover_finds_what_a_consumer_owns_and_acks_what_was_deleted(link: Link, queue: Queue) -> None:
+    assert queue.recover(link, SLOT) is None
+    first = running(link, queue)
+    assert queue.recover(link, SLOT) == first
+    link.call("XDEL", queue.name, first.entry)
+    assert queue.recover(link, SLOT) is None
+    assert owners(link, queue) == {}
+
+
+def test_a_consumer_with_something_pending_is_not_deleted(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    queue.forget(link, SLOT)
+    assert owners(link, queue) == {delivery.entry: (SLOT, 1)}
+    queue.commit(link, delivery, SLOT, None, b"")
+    assert set(queue.idle_consumers(link, -1)) == {SLOT, BRIDGE}
+    queue.forget(link, SLOT)
+    assert queue.idle_consumers(link, -1) == [BRIDGE]
+
+
+def test_a_slot_in_its_turn_is_served_before_the_bridge_that_watches(link: Link, queue: Queue, redis_server: RedisServer) -> None:
+    slot = Link(redis_server.url, "slot")
+    served: list[Delivery | None] = []
+    thread = threading.Thread(target=lambda: served.append(queue.next(slot, SLOT, 10)))
+    thread.start()
+    while b"cmd=xreadgroup" not in link.call("CLIENT", "LIST"):
+        time.sleep(0.001)
+    entry = add(link, queue, "now")
+    thread.join(5)
+    assert served == [Delivery(entry, 1, b"now")]
+    lives(link, queue, SECOND)
+    assert queue.take(link, BRIDGE) == ("no entry", entry)
+    slot.close()
+
+
+def test_the_first_process_settles_how_a_queue_works(link: Link, queue: Queue) -> None:
+    assert queue.agree(link, None, 2.5, None).lease == 2.5
+    agreed = queue.agree(link, "cog-0.4", None, 3)
+    assert (agreed.dialect, agreed.lease, agreed.max_attempts) == ("cog-0.4", 2.5, 3)
+    with pytest.raises(SettingsConflict, match="lease=2.5"):
+        queue.agree(link, None, 10.0, None)
+
+
+def test_scripts_that_the_server_forgot_are_loaded_again(link: Link, queue: Queue) -> None:
+    queue.put_credit(link, SLOT)
+    link.call("SCRIPT", "FLUSH")
+    assert not queue.put_credit(link, SLOT)
+
+
+def test_a_server_that_is_gone_is_said_so(own_server: RedisServer) -> None:
+    link = Link(own_server.url, "test")
+    link.call("PING")
+    own_server.stop()
+    with pytest.raises(ServerLost):
+        link.call("PING")

@@ -1,0 +1,185 @@
+"""A predictor that does what its `mode` says, for tests of everything around it."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from cog import BaseModel, BasePredictor, Input, Path
+
+
+class Answer(BaseModel):
+    text: str
+    file: Path
+
+
+class Predictor(BasePredictor):
+    def setup(self) -> None:
+        print("setup of modes")
+        self.setups = getattr(self, "setups", 0) + 1
+        self.predictions = 0
+
+    def predict(
+        self,
+        mode: str,
+        text: str = Input(default="world"),
+        count: int = Input(default=3, ge=0),
+        seconds: float = Input(default=0.0, ge=0),
+    ) -> Any:
+        self.predictions += 1
+        return getattr(self, mode)(text=text, count=count, seconds=seconds)
+
+    # Outputs
+
+    def hello(self, text, **_):
+        return "hello " + text
+
+    def json(self, text, **_):
+        return json.loads(text)
+
+    def yields(self, text, count, seconds, **_):
+        for i in range(count):
+            if i:
+                time.sleep(seconds)
+            yield f"{text} {i}"
+        time.sleep(seconds)
+
+    def yields_json(self, text, seconds, **_):
+        for value in json.loads(text):
+            yield value
+            time.sleep(seconds)
+
+    def prints_and_yields(self, text, count, seconds, **_):
+        for i in range(count):
+            print(f"{text} {i}")
+            yield f"{text} {i}"
+            time.sleep(seconds)
+
+    def a_file(self, text, **_):
+        return self.write("hello.txt", text)
+
+    def yields_files(self, text, count, seconds, **_):
+        for i in range(count):
+            yield self.write(f"file{i}.txt", f"{text} {i}")
+            time.sleep(seconds)
+
+    def same_names(self, count, **_):
+        for i in range(count):
+            yield self.write("same.txt", f"file {i}")
+
+    def model(self, text, **_):
+        return Answer(text=text, file=self.write("model.txt", text))
+
+    @staticmethod
+    def write(name, text):
+        path = os.path.join(tempfile.mkdtemp(), name)
+        with open(path, "w") as f:
+            f.write(text)
+        return Path(path)
+
+    # Failures
+
+    def fails(self, text, **_):
+        raise ValueError(text)
+
+    def fails_after_output(self, text, seconds, **_):
+        yield "partial"
+        time.sleep(seconds)
+        raise ValueError(text)
+
+    def os_exit(self, count, **_):
+        print("last words", flush=True)
+        os._exit(count)
+
+    def sys_exit(self, count, **_):
+        sys.exit(count)
+
+    def segfault(self, **_):
+        ctypes.string_at(0)
+
+    def kills_itself(self, **_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    # Logs
+
+    def prints(self, text, count, seconds, **_):
+        for i in range(count):
+            if i:
+                time.sleep(seconds)
+            print(f"{text} {i}")
+        time.sleep(seconds)
+        return "printed"
+
+    def writes(self, text, **_):
+        """text: a list of [file descriptor, bytes in hex, seconds to wait afterwards]"""
+        for fd, data, seconds in json.loads(text):
+            os.write(fd, bytes.fromhex(data))
+            time.sleep(seconds)
+        return "written"
+
+    def puts(self, text, **_):
+        libc = ctypes.CDLL(None)
+        libc.puts(text.encode())
+        return "put"
+
+    def runs(self, text, **_):
+        return subprocess.call(["sh", "-c", text])
+
+    # Time
+
+    def sleeps(self, text, seconds, **_):
+        time.sleep(seconds)
+        return text
+
+    def sleeps_then_cleans_up(self, seconds, **_):
+        try:
+            time.sleep(seconds)
+        finally:
+            print("cleaned up")
+
+    def yields_then_cleans_up(self, count, seconds, **_):
+        try:
+            for i in range(count):
+                yield i
+                time.sleep(seconds)
+        finally:
+            print("cleaned up")
+
+    def stuck(self, **_):
+        """Waits in C for a mutex that it holds: no signal handler of Python's runs any more."""
+        print("stuck", flush=True)
+        mutex = ctypes.create_string_buffer(64)
+        lock = ctypes.CDLL(None).pthread_mutex_lock
+        lock(mutex)
+        lock(mutex)
+
+    def starts_a_child(self, text, seconds, **_):
+        """A child of the model's own, which nothing in the model would ever end."""
+        child = subprocess.Popen(["sleep", "600"])
+        print(f"child {child.pid}", flush=True)
+        time.sleep(seconds)
+        return child.pid
+
+    # What it is
+
+    def identity(self, seconds, **_):
+        time.sleep(seconds)
+        return {
+            "pid": os.getpid(),
+            "setups": self.setups,
+            "predictions": self.predictions,
+            "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "folder": os.getcwd(),
+        }
+
+    def environment(self, **_):
+        return dict(os.environ)
+
+    def loaded(self, **_):
+        """The top-level modules that this process has imported."""
+        return sorted({name.split(".")[0] for name in sys.modules})

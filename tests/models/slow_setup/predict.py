@@ -1,0 +1,20 @@
+"""A predictor whose setup takes a second and a half, and logs."""
+
+import subprocess
+import time
+
+from cog import BasePredictor
+
+print("importing")
+
+
+class Predictor(BasePredictor):
+    def setup(self) -> None:
+        print("loading weights")
+        subprocess.call(["sh", "-c", "echo from a child >&2"])
+        time.sleep(1.5)
+        print("setup done")
+
+    def predict(self, seconds: float) -> str:
+        time.sleep(seconds)
+        return f"slept {seconds:g}"

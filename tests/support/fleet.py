@@ -1,0 +1,266 @@
+"""Runs bridges and workers as the processes a user would start, on a queue of their own, and takes them down again.
+
+It must not know what is in them: it speaks command lines, variables, signals, and the keys that they are known by.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import redis
+
+from tests.support.processes import MARK, Child, Process, family, marked, wait_until
+from tests.support.producer import Producer
+from tests.support.servers import Server
+
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "tests" / "models"
+PEER = os.environ.get("COG_PEER_PYTHON")
+"""An interpreter with `cog` in it: then Cog's own queue worker consumes, to see what its consumers see."""
+
+Option = str | int | float | bool | Sequence[str]
+
+
+def variables(options: dict[str, Option]) -> dict[str, str]:
+    """`predict_timeout=2` → `COG_CELERY_PREDICT_TIMEOUT=2`; sequences are joined by commas."""
+    out: dict[str, str] = {}
+    for name, value in options.items():
+        if isinstance(value, bool):
+            text = "true" if value else "false"
+        elif isinstance(value, (str, int, float)):
+            text = str(value)
+        else:
+            text = ",".join(value)
+        out[f"COG_CELERY_{name.upper()}"] = text
+    return out
+
+
+class Fleet:
+    """Processes of one queue. All of them, and all that their models start, carry one mark.
+
+    `options` are settings, given to every process by its variable. `shape` says what to start:
+    `split` (bridges and workers apart), `run` (`cog-celery run`), `dropin` (`python -m cog_celery.redis_queue`).
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        folder: Path,
+        model: str | Path,
+        *,
+        shape: str = "split",
+        queue: str | None = None,
+        bridges: int = 1,
+        workers: int = 1,
+        slots: int = 1,
+        gpus: str | None = None,
+        env: dict[str, str] | None = None,
+        **options: Option,
+    ) -> None:
+        self.server = server
+        self.client: redis.Redis = server.client
+        self.folder = folder
+        self.model = model if isinstance(model, Path) else MODELS / model
+        self.shape = "peer" if PEER else shape
+        self.queue = queue or f"q-{uuid.uuid4().hex[:12]}"
+        self.mark = uuid.uuid4().hex
+        self.slots = len(gpus.split(",")) if gpus else slots
+        self.options: dict[str, Option] = {**options}
+        if gpus:
+            self.options["gpus"] = gpus
+        elif slots != 1:
+            self.options["slots"] = slots
+        self.env = env or {}
+        self.plan = (bridges, workers)
+        self.producer = Producer(self.client, self.queue)
+        self.children: list[Child] = []
+        self.bridges: list[Child] = []
+        self.workers: list[Child] = []
+        self._seen: set[Process] = set()
+
+    # Starting
+
+    def environment(self, options: Mapping[str, Option]) -> dict[str, str]:
+        """The variables of a child: this fleet's settings, and `options` over them."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("COG_", "REDIS_URL", "OTEL_"))}
+        if not PEER:
+            # The folder of the project, for the test run may not have it installed.
+            env["PYTHONPATH"] = str(ROOT)
+            model_env = [MARK, *self.env]
+            env |= variables({**self.options, **options, "model_env": model_env})
+            env["REDIS_URL"] = self.server.url
+        return env | self.env | {MARK: self.mark}
+
+    def start(self) -> Fleet:
+        """Start all that is planned and wait until every slot is idle."""
+        bridges, workers = self.plan
+        if self.shape == "split":
+            for _ in range(bridges):
+                self.start_bridge()
+            for _ in range(workers):
+                self.start_worker()
+        elif self.shape == "run":
+            self.start_command("run", "run", str(self.model), "--queue", self.queue)
+        elif self.shape == "dropin":
+            self.start_dropin()
+        else:
+            for _ in range(workers):
+                self.start_peer()
+        self.wait_ready()
+        return self
+
+    def start_command(self, what: str, /, *arguments: str, **options: Option) -> Child:
+        """`python -m cog_celery …` with this fleet's variables."""
+        return self.start_child(what, [sys.executable, "-m", "cog_celery", *arguments], options=options)
+
+    def start_child(
+        self, name: str, command: Sequence[str], *, cwd: Path | None = None, options: Mapping[str, Option] | None = None
+    ) -> Child:
+        """Any process, with this fleet's variables and mark."""
+        number = len(self.children)
+        log = self.folder / f"{self.queue}-{number}-{name}.log"
+        child = Child(f"{name} {number}", command, log=log, cwd=cwd, env=self.environment(options or {}))
+        self.children.append(child)
+        return child
+
+    def start_bridge(self, **options: Option) -> Child:
+        child = self.start_command("bridge", "bridge", "--queue", self.queue, **options)
+        self.bridges.append(child)
+        return child
+
+    def start_worker(self, **options: Option) -> Child:
+        options.setdefault("name", f"w{len(self.workers)}-{self.queue}")
+        child = self.start_command("worker", "worker", str(self.model), "--queue", self.queue, **options)
+        self.workers.append(child)
+        return child
+
+    def start_dropin(self, *arguments: str, upload_url: str = "", log_queue: str = "") -> Child:
+        """The drop-in in its model's folder, with Cog's positional arguments; `arguments` follow them."""
+        module = "cog_celery.redis_queue"
+        words = self.positional(upload_url=upload_url, log_queue=log_queue)
+        child = self.start_child("dropin", [sys.executable, "-m", module, *words, *arguments], cwd=self.model)
+        self.workers.append(child)
+        return child
+
+    def start_peer(self) -> Child:
+        assert PEER
+        with suppress(redis.ResponseError):
+            self.client.xgroup_create(self.queue, self.queue, id="0", mkstream=True)
+        upload_url = str(self.options.get("upload_url", ""))
+        words = self.positional(upload_url=upload_url, log_queue="")
+        if "predict_timeout" in self.options:
+            words.append(str(self.options["predict_timeout"]))
+        child = self.start_child("peer", [PEER, "-m", "cog.server.redis_queue", *words], cwd=self.model)
+        self.workers.append(child)
+        return child
+
+    def positional(self, *, upload_url: str, log_queue: str) -> list[str]:
+        """redis_host redis_port input_queue upload_url consumer_id model_id log_queue"""
+        consumer = f"consumer-{len(self.workers)}"
+        return ["127.0.0.1", str(self.server.port), self.queue, upload_url, consumer, "model-id", log_queue]
+
+    # Waiting
+
+    def announced(self) -> int:
+        """How many workers of this queue have announced themselves."""
+        return len(list(self.client.scan_iter(f"cog-celery:{self.queue}:worker:*", count=1000)))
+
+    def credits(self) -> int:
+        """How many slots of this queue are idle."""
+        return int(self.client.llen(f"cog-celery:{self.queue}:credits"))
+
+    def wait_ready(self, workers: int | None = None, *, timeout: float = 30.0) -> None:
+        """Wait until `workers` workers (all by default) are up and all of their slots idle."""
+        count = self.plan[1] if workers is None else workers
+
+        def ready() -> bool:
+            for child in self.children:
+                child.check_running()
+            if PEER:
+                return all("Waiting for message" in worker.text() for worker in self.workers)
+            return self.announced() == count and self.credits() >= count * self.slots
+
+        wait_until(ready, f"{count} workers to be ready", timeout, interval=0.02)
+
+    def wait_idle(self, *, timeout: float = 15.0) -> None:
+        """Wait until nothing is queued or pending."""
+        wait_until(
+            lambda: self.depth() == 0 and self.pending() == 0, f"queue {self.queue} to be empty", timeout, interval=0.02
+        )
+
+    # Looking
+
+    def depth(self) -> int:
+        """XLEN: what waits and what runs."""
+        return int(self.client.xlen(self.queue))
+
+    def pending(self) -> int:
+        """XPENDING: what runs."""
+        return int(self.client.xpending(self.queue, self.queue)["pending"])
+
+    def processes(self) -> set[Process]:
+        """Every live process of this fleet: what it started, what these started, and all that a model started.
+
+        Whatever was seen once is looked for again, wherever it went since.
+        """
+        self._seen |= marked(self.mark) | family(child.pid for child in self.children if child.running)
+        self._seen = {process for process in self._seen if process.alive}
+        return self._seen
+
+    def runners(self) -> list[Process]:
+        """The processes that the model runs in."""
+        return [process for process in self.processes() if "_runner/__main__.py" in process.command]
+
+    def log(self, last: int = 1_000_000) -> str:
+        """What the processes wrote, the last `last` characters of each."""
+        return "\n".join(
+            f"--- {child.name} (pid {child.pid}, exit status {child.process.poll()})\n{child.text()[-last:]}"
+            for child in self.children
+        )
+
+    # Stopping
+
+    def stop(self, *, timeout: float = 20.0) -> None:
+        """SIGTERM to all that still runs. Every exit status must be 0, and no process be left."""
+        self.processes()
+        living = [child for child in self.children if child.running]
+        for child in living:
+            child.terminate()
+        statuses = {child.name: child.wait(timeout) for child in living}
+        assert not any(statuses.values()), f"exit statuses after SIGTERM: {statuses}"
+        self.check_nothing_left()
+
+    def check_nothing_left(self, *, but: Iterable[Child] = (), timeout: float = 3.0) -> None:
+        """AssertionError unless every process of this fleet ends within `timeout` seconds, but these children."""
+        spared = {child.pid for child in but}
+
+        def nothing() -> bool:
+            return not any(process.pid not in spared for process in self.processes())
+
+        wait_until(nothing, f"nothing to be left of {self.queue}: {self.processes()}", timeout, interval=0.02)
+
+    def discard(self) -> None:
+        """End everything, without judging."""
+        self.processes()
+        for child in self.children:
+            child.discard()
+        for process in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.stop()
+        finally:
+            self.discard()

@@ -1,0 +1,12 @@
+"""Text in, text out: the smallest model there is."""
+
+from cog import BasePredictor, Input
+
+
+class Predictor(BasePredictor):
+    def setup(self) -> None:
+        self.greeting = "hello"
+
+    def predict(self, text: str = Input(description="Whom to greet")) -> str:
+        print(f"greeting {text!r}")
+        return f"{self.greeting} {text}"
