@@ -53,7 +53,7 @@ lock: $(VENV)/.installed ## Renew requirements.lock from pyproject.toml
 
 .PHONY: clean
 clean: ## Remove everything that these targets made
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench build dist demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements.lock pyproject.toml

@@ -31,6 +31,8 @@ from .wire import Wire
 FULL = Effort(latency_samples=500, throughput_seconds=1.5, repeats=2)
 QUICK = Effort(latency_samples=500, throughput_seconds=0.7, repeats=1)
 _ROUNDS = 3
+# Of the tables, in a file or a pipe.
+_WIDTH = 120
 
 
 class _Progress:
@@ -81,7 +83,7 @@ def main(quick: bool, rounds: int | None, output: str, check: bool, pythons: Seq
     if output == "json":
         click.echo(json.dumps(as_json(results), indent=2))
     else:
-        show(results, Console())
+        show(results, Console(width=None if sys.stdout.isatty() else _WIDTH))
     if results.failures or (check and not all(met for _, _, met in verdicts(results))):
         sys.exit(1)
 

@@ -24,6 +24,7 @@ KEYS = "bench:"
 _TEXT = "hello"
 _STALL = 30.0
 _CHUNK = 500
+_FEWEST = 100
 # Long enough for what a worker does behind a terminal snapshot (statistics, events that are sent in batches).
 _SETTLE = 0.3
 _TERMINAL = ("succeeded", "failed", "canceled")
@@ -59,8 +60,7 @@ def _one_slot(wire: Wire, fleet: Fleet, queue: str, effort: Effort) -> Figures:
     rate = _warm_up(wire, fleet, queue)
     milliseconds = sorted(1000 * seconds for seconds in _latencies(wire, queue, effort.latency_samples))
     cuts = statistics.quantiles(milliseconds, n=100, method="inclusive")
-    count = max(_CHUNK, round(rate * effort.throughput_seconds))
-    per_second, cpu = _throughput(wire, fleet, queue, count)
+    per_second, cpu = _throughput(wire, fleet, queue, _enough(rate, effort))
     return {
         "latency_p50": cuts[49],
         "latency_p95": cuts[94],
@@ -73,7 +73,7 @@ def _one_slot(wire: Wire, fleet: Fleet, queue: str, effort: Effort) -> Figures:
 
 def _four_slots(wire: Wire, fleet: Fleet, queue: str, effort: Effort) -> Figures:
     rate = _warm_up(wire, fleet, queue)
-    per_second, cpu = _throughput(wire, fleet, queue, max(_CHUNK, round(rate * effort.throughput_seconds)))
+    per_second, cpu = _throughput(wire, fleet, queue, _enough(rate, effort))
     return {"throughput_4": per_second, "cpu_4": cpu, "memory_4": fleet.memory_bytes() / 2**20 / 4}
 
 
@@ -103,6 +103,10 @@ def _warm_up(wire: Wire, fleet: Fleet, queue: str) -> float:
         count *= 4
 
 
+def _enough(rate: float, effort: Effort) -> int:
+    return max(_FEWEST, round(rate * effort.throughput_seconds))
+
+
 def _latencies(wire: Wire, queue: str, samples: int) -> list[float]:
     """Seconds from the XADD to the terminal snapshot, one prediction after the other.
 
@@ -129,11 +133,12 @@ def _latencies(wire: Wire, queue: str, samples: int) -> list[float]:
 
 
 def _throughput(wire: Wire, fleet: Fleet, queue: str, count: int) -> tuple[float, float]:
-    """Predictions per second of a stream that holds `count` of them at the start, and milliseconds of CPU for each."""
+    """Predictions per second of a stream that gets `count` of them at once, and milliseconds of CPU for each."""
     before = fleet.cpu_seconds()
     head, _, tail = json.dumps({"input": {"text": _TEXT}, "response_queue": f"{KEYS}many:#"}).partition("#")
+    started = time.perf_counter()
     wire.call("EVAL", _FILL, 1, queue, count, head, tail)
-    elapsed = _drained(wire, fleet, queue, 0.005)
+    elapsed = _drained(wire, fleet, queue, 0.005) - started
     time.sleep(_SETTLE)
     cpu = fleet.cpu_seconds() - before
     for first in range(1, count + 1, _CHUNK):
@@ -149,8 +154,9 @@ def _yield(wire: Wire, fleet: Fleet, queue: str, count: int) -> tuple[float, int
     key = f"{KEYS}yields"
     body = json.dumps({"input": {"count": count}, "response_queue": key})
     received, sent = wire.input_bytes(), wire.sent
+    started = time.perf_counter()
     wire.call("XADD", queue, "*", "value", body)
-    elapsed = _drained(wire, fleet, queue, 0.001)
+    elapsed = _drained(wire, fleet, queue, 0.001) - started
     time.sleep(_SETTLE)
     size = wire.input_bytes() - received - (wire.sent - sent)
     snapshot = _snapshot(wire.call("GET", key))
@@ -166,9 +172,8 @@ def _yield(wire: Wire, fleet: Fleet, queue: str, count: int) -> tuple[float, int
 
 
 def _drained(wire: Wire, fleet: Fleet, queue: str, interval: float) -> float:
-    """Seconds until the stream is empty: every worker deletes an entry right behind its terminal snapshot."""
-    started = time.perf_counter()
-    lowest, changed = -1, started
+    """Wait until the stream is empty; the time of it. A worker deletes an entry right behind its terminal snapshot."""
+    lowest, changed = -1, time.perf_counter()
     while length := wire.call("XLEN", queue):
         now = time.perf_counter()
         if length != lowest:
@@ -176,7 +181,7 @@ def _drained(wire: Wire, fleet: Fleet, queue: str, interval: float) -> float:
         elif now - changed > _STALL:
             raise BenchError(f"{length} predictions were left when nothing moved for {_STALL:g} s{fleet.tail()}")
         time.sleep(interval)
-    return time.perf_counter() - started
+    return time.perf_counter()
 
 
 def _snapshot(data: bytes | None) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The bridge: takes an entry together with an idle slot's credit, and sends the slot a ticket; takes over what dead owners left.
+"""The bridge: takes an entry together with an idle slot's credit, and sends the slot a ticket; takes over what dead
+owners left.
 
-It must not know what a request asks for, nor keep one: a request stays in its stream. One thread serves one stream and owns all that
-the bridge knows of it.
+It must not know what a request asks for, nor keep one: a request stays in its stream. One thread serves one stream and
+owns all that the bridge knows of it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def run(settings: Settings) -> int:
 
 
 class Dispatcher:
-    """Publishes tickets: one connection to the broker and one producer, under a lock, since a producer is not thread-safe."""
+    """Publishes tickets: one connection to the broker and one producer, under a lock, since a producer is not
+    thread-safe.
+    """
 
     def __init__(self, app: Celery, outage: Outage) -> None:
         self._app = app
@@ -165,7 +168,9 @@ class Bridge:
 
 
 class StreamBridge:
-    """One stream. `waiting`: entries that this bridge owns and has no credit for; `dispatched`: those whose ticket is on its way."""
+    """One stream. `waiting`: entries that this bridge owns and has no credit for; `dispatched`: those whose ticket is
+    on its way.
+    """
 
     def __init__(
         self,
@@ -236,7 +241,8 @@ class StreamBridge:
             return False
 
     def _be_patient(self) -> None:
-        """Reclaim nothing for one lease: idle time counts through an outage, and owners must be able to speak up first."""
+        """Reclaim nothing for one lease: idle time counts through an outage, and owners must be able to speak up
+        first."""
         lease = self._agreed.lease if self._agreed else 0.0
         self._reclaim_at = time.monotonic() + lease
 

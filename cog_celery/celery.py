@@ -1,7 +1,7 @@
 """The Celery app: its settings, and the one task, which gives a slot a turn.
 
-It must not know what a slot does with it. `celery -A cog_celery worker` and `celery -A cog_celery flower` start from here; the
-broker is read from COG_CELERY_* variables when it is first needed.
+It must not know what a slot does with it. `celery -A cog_celery worker` and `celery -A cog_celery flower` start from
+here; the broker is read from COG_CELERY_* variables when it is first needed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu.entity import Exchange, Queue
 
 from cog_celery.requests import OUR_PREFIX
 from cog_celery.settings import Settings
@@ -76,7 +76,7 @@ def worker_queue(life: str) -> Queue:
     return Queue(name, Exchange("", type="direct"), routing_key=name, durable=True, expires=3600.0)
 
 
-@app.task(name=TURN, send_events=False, ignore_result=True)
+@app.task(name=TURN, send_events=False, ignore_result=True)  # type: ignore[untyped-decorator]
 def turn(*ticket: Any) -> None:
     """Give a slot of this worker a turn, beginning with the ticket's entry."""
     from cog_celery import worker

@@ -100,7 +100,7 @@ def _server(info: Mapping[str, Any], shown: str, took: float) -> Finding:
 def _commands(client: redis.Redis) -> Finding:
     try:
         answers = client.execute_command("COMMAND INFO", *NEEDED_COMMANDS)
-        known = {name.upper() for name in answers}
+        known = {bytes(answer[0]).decode().upper() for answer in answers if answer}
         missing = [name for name in NEEDED_COMMANDS if name not in known]
         if missing:
             advice = "use Redis 6.2 or later, or any Valkey"

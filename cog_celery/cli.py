@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final, NoReturn, Self, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
 
@@ -392,18 +392,21 @@ def how_to_send(settings: Settings) -> str:
         words += ["-h", url.hostname] if url.hostname not in ("localhost", "127.0.0.1", None) else []
         words += ["-p", str(url.port or 6379)]
         words += ["--tls"] if url.scheme == "rediss" else []
-        words += ["-n", url.path.strip("/")] if url.path.strip("/") not in ("", "0") else []
+    database = parse_qs(url.query).get("db", [url.path.strip("/") if url.scheme != "unix" else ""])[0]
+    words += ["-n", database] if database not in ("", "0") else []
     response = f"{queue}-response"
     message = f'{{"input":{{}},"response_queue":"{response}"}}'
-    client = shlex.join(words)
     shown = masked_url(settings.redis_url)
+    send = ["cog-celery", "send", "--queue", queue, "-i", "NAME=VALUE"]
+    # A URL with secrets is not printed: then it has to be where `send` finds it.
+    where = "" if shown != settings.redis_url else f" --redis-url {shlex.quote(shown)}"
     lines = [
         f"Ready. Requests go to the stream {queue} on {shown}, for example:",
         "",
-        f"  {client} XADD {shlex.quote(queue)} '*' value {shlex.quote(message)}",
-        f"  {client} GET {shlex.quote(response)}",
+        f"  {shlex.join([*words, 'XADD', queue, '*', 'value', message])}",
+        f"  {shlex.join([*words, 'GET', response])}",
         "",
-        f"  cog-celery send --redis-url {shlex.quote(shown)} --queue {shlex.quote(queue)} -i NAME=VALUE",
+        f"  {shlex.join(send)}{where}",
     ]
     return "\n".join(lines)
 

@@ -13,7 +13,8 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -76,8 +77,8 @@ class EmbeddedServer:
     """One server process, up between `start` and `stop`; also a context manager.
 
     It listens on 127.0.0.1 alone, without a password, evicts nothing, sends keyspace notifications for keys (`K$`), and
-    is killed by the system when this process dies. Without `data_dir` nothing is kept: its folder is a temporary one,
-    removed by `stop`. With it, what was written is there again after a restart (append-only file, synced every second).
+    is killed by the system when this process dies. Without `data_dir` it keeps nothing on disk. With it, what was
+    written is there again after a restart (append-only file, synced every second), and its log is there too.
     `options` are further settings of the server, by the names of its configuration file.
 
     `start`, `stop` and `restart` may be called from any thread, one at a time. Once started it keeps its port, so that
@@ -98,7 +99,6 @@ class EmbeddedServer:
         self._data_dir = data_dir
         self._options = dict(options or {})
         self._start_timeout = start_timeout
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._process: _Process | None = None
 
     def __enter__(self) -> Self:
@@ -137,26 +137,21 @@ class EmbeddedServer:
         """
         if self.pid is not None:
             return
-        try:
-            if self._port is not None:
-                self._start_on(self._port)
-            else:
-                self._port = self._start_on_free_port()
-        except BaseException:
-            self.stop()
-            raise
+        if self._port is not None:
+            self._start_on(self._port)
+        else:
+            self._port = self._start_on_free_port()
         log.debug("embedded server %s (pid %s) answers on port %d", self._program, self.pid, self._port)
 
     def stop(self) -> None:
-        """End the server and remove its temporary folder. Nothing happens when neither is there."""
-        self._end_process()
-        if self._temporary is not None:
-            self._temporary.cleanup()
-            self._temporary = None
+        """End the server. Nothing happens when it is not running."""
+        if self._process is not None:
+            self._process.end()
+            self._process = None
 
     def restart(self) -> None:
         """End the server and start it again on the same port; with `data_dir`, on the same data."""
-        self._end_process()
+        self.stop()
         self.start()
 
     def _start_on_free_port(self) -> int:
@@ -174,7 +169,38 @@ class EmbeddedServer:
                 return port
 
     def _start_on(self, port: int) -> None:
-        folder = self._folder()
+        with self._folder() as folder:
+            log_file = folder / "server.log"
+            process = _Process(self._command(port, folder), log_file)
+            try:
+                if self._answers(process, port):
+                    self._process = process
+                    return
+                ended = process.exited.is_set()
+            finally:
+                if self._process is not process:
+                    process.end()
+            tail = _tail(log_file)
+        if "Address already in use" in tail:
+            raise _PortTaken(f"the embedded server cannot have port {port}: another process listens on it")
+        what = "ended at its start" if ended else f"did not answer within {self._start_timeout:g} s"
+        raise ServerError(f"the embedded server {self._program} {what}; its last lines:\n{tail or '(none)'}")
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """The server's working directory.
+
+        A temporary one goes as soon as the server is up: it has nothing to write there, and so a process that is killed
+        leaves nothing behind. Until then it is needed: a server loads the `dump.rdb` of the folder that it starts in.
+        """
+        if self._data_dir is not None:
+            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            yield self._data_dir.absolute()
+        else:
+            with tempfile.TemporaryDirectory(prefix="cog-celery-server-") as folder:
+                yield Path(folder)
+
+    def _command(self, port: int, folder: Path) -> list[str]:
         settings = {
             "bind": HOST,
             "port": str(port),
@@ -186,19 +212,7 @@ class EmbeddedServer:
             "notify-keyspace-events": "K$",
             **self._options,
         }
-        command = [self._program, *(word for name, value in settings.items() for word in (f"--{name}", value))]
-        log_file = folder / "server.log"
-        process = _Process(command, log_file)
-        self._process = process
-        if self._answers(process, port):
-            return
-        ended = process.exited.is_set()
-        self._end_process()
-        tail = _tail(log_file)
-        if "Address already in use" in tail:
-            raise _PortTaken(f"the embedded server cannot have port {port}: another process listens on it")
-        what = "ended at its start" if ended else f"did not answer within {self._start_timeout:g} s"
-        raise ServerError(f"the embedded server {self._program} {what}; its last lines:\n{tail or '(none)'}")
+        return [self._program, *(word for name, value in settings.items() for word in (f"--{name}", value))]
 
     def _answers(self, process: _Process, port: int) -> bool:
         """Whether the server answers before it exits and before the limit."""
@@ -220,19 +234,6 @@ class EmbeddedServer:
                     pass  # not listening yet, or still loading its data
                 process.exited.wait(0.005)
         return False
-
-    def _end_process(self) -> None:
-        if self._process is not None:
-            self._process.end()
-            self._process = None
-
-    def _folder(self) -> Path:
-        if self._data_dir is not None:
-            self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return self._data_dir.absolute()
-        if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="cog-celery-server-")
-        return Path(self._temporary.name)
 
 
 class _Process:

@@ -29,8 +29,8 @@ def model_environment(
 ) -> tuple[dict[str, str], list[str]]:
     """The model's variables, and the names of those withheld that look like a credential of its own.
 
-    `keep` names variables that the model is to have whatever they look like; `extra` are set on top. `other_interpreter`: the model does
-    not run in the interpreter that these variables were made for.
+    `keep` names variables that the model is to have whatever they look like; `extra` are set on top.
+    `other_interpreter`: the model does not run in the interpreter that these variables were made for.
     """
     keep = frozenset(keep)
     given: dict[str, str] = {}

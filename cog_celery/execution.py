@@ -1,11 +1,12 @@
 """One prediction on one runner, from its input to a terminal state.
 
-It must not know where the prediction came from or where snapshots go: that is its Outlet's. Nothing here is remembered from one
-prediction to the next.
+It must not know where the prediction came from or where snapshots go: that is its Outlet's. Nothing here is remembered
+from one prediction to the next.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ import msgspec
 
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError, PlatformError, RunnerDied, RunnerProtocolError, UploadError
-from cog_celery.prediction import Prediction
+from cog_celery.prediction import NULL, Prediction
 from cog_celery.runner import Accepted, Done, FieldError, File, Lines, Output, Refused, Runner
 
 BURST = 0.02
@@ -25,10 +26,20 @@ BURST = 0.02
 BURST_LONGEST = 0.1
 """Seconds after the first log or output of a burst, however long the burst goes on."""
 BURST_RATE = 2e6
-"""Bytes per second that one prediction's snapshots may cost: large ones are written less often, so cost grows with output, not
-with its square."""
+"""Bytes per second that one prediction's snapshots may cost: large ones are written less often, so cost grows with
+output, not with its square."""
+
+SIGNAL_AGAIN = 0.1
+"""Seconds between signals to a predictor that is to be canceled: one that comes in the instant before a blocking system
+call is only noticed when the call is interrupted, and the runner heeds the first alone."""
+ANSWER = 0.002
+"""Seconds for which the predictor is looked after before the answer to the start snapshot: a prediction that is over by
+then never waits for it."""
 
 Reason = Literal["canceled", "timeout", "lost", "upload", "input", "shutdown"]
+
+
+log = logging.getLogger(__name__)
 
 
 class Outlet(Protocol):
@@ -38,8 +49,14 @@ class Outlet(Protocol):
         """What the producer is told about an input that is not valid."""
         ...
 
-    def started(self) -> None:
-        """The prediction was accepted: show it. May ask for a stop()."""
+    def started(self) -> bool:
+        """The prediction was accepted: show it. May ask for a stop(). True: whether it may be shown is to be asked by
+        answered().
+        """
+        ...
+
+    def answered(self) -> None:
+        """Heed the answer to started(), if it has not come yet. May ask for a stop()."""
         ...
 
     def changed(self) -> int:
@@ -82,7 +99,7 @@ class Execution:
         self._wake = wake
         self._lock = threading.RLock()  # reentrant: a signal handler may come in between
         self._running = False
-        self._signaled = False
+        self._signal_at: float | None = None
         self._kill_at: float | None = None
         self._error = ""
         self._cancel: Cancel | None = None
@@ -107,6 +124,7 @@ class Execution:
         deadline: float | None = None
         first_change: float | None = None
         due: float | None = None
+        answer: float | None = None
         size = 0
         try:
             runner.predict(self._id, input, hold=hold, context=context)
@@ -114,16 +132,22 @@ class Execution:
                 now = time.monotonic()
                 if self._kill_at is not None and now >= self._kill_at:
                     runner.kill()
-                    self._kill_at = None
+                    self._kill_at = self._signal_at = None
+                if self._signal_at is not None and now >= self._signal_at:
+                    runner.cancel()
+                    self._signal_at = now + SIGNAL_AGAIN
                 if deadline is not None and now >= deadline:
                     deadline = None
                     self.stop("timeout")
+                if answer is not None and now >= answer:
+                    answer = None
+                    self._outlet.answered()
                 if due is not None and now >= due:
                     first_change = due = None
                     self.unshown = False
                     size = self._outlet.changed()
                     continue
-                for message in runner.wait(_soonest(now, deadline, self._kill_at, due)):
+                for message in runner.wait(_soonest(now, deadline, self._signal_at, self._kill_at, due, answer)):
                     match message:
                         case Done():
                             self._done(message)
@@ -131,8 +155,14 @@ class Execution:
                         case Lines():
                             self._log(message.lines)
                         case Accepted():
+                            for name in message.ignored:
+                                log.warning("prediction %s: unknown input field ignored: %s", self._id, name)
                             prediction.start(time.time())
-                            self._outlet.started()
+                            if self._outlet.started():
+                                if hold or message.files:
+                                    self._outlet.answered()
+                                else:
+                                    answer = time.monotonic() + ANSWER
                             self._begin(message, hold)
                             if self._timeout is not None:
                                 deadline = time.monotonic() + self._timeout
@@ -154,6 +184,9 @@ class Execution:
         except RunnerProtocolError as error:
             runner.end()
             self._ended(error)
+        finally:
+            if answer is not None:
+                self._outlet.answered()
 
     # -- inside
 
@@ -194,10 +227,10 @@ class Execution:
             return self._cancel
 
     def _signal(self) -> None:
-        if not self._signaled:
-            self._signaled = True
+        if self._signal_at is None:
             self._runner.cancel()
-            self._kill_at = time.monotonic() + self._grace
+            now = time.monotonic()
+            self._signal_at, self._kill_at = now + SIGNAL_AGAIN, now + self._grace
 
     def _with_urls(self, value: msgspec.Raw, files: list[File]) -> msgspec.Raw:
         """The value with its files' URLs in their places."""
@@ -218,17 +251,17 @@ class Execution:
         prediction = self._prediction
         with self._lock:
             self._running = False
-        prediction.predict_time, prediction.metrics = done.predict_time, done.metrics
+        prediction.predict_time, prediction.metrics = done.predict_time, done.metrics or None
         if done.streamed:
             prediction.stream()
         output = done.output
-        if output is not None and done.status == "succeeded":
+        if done.status == "succeeded":
             output = self._with_urls(output, done.files)
         if self._stopped():
             return
         now = time.time()
         if done.status == "succeeded":
-            prediction.succeed(now, None if done.streamed else output)
+            prediction.succeed(now, None if done.streamed else output or NULL)
         elif done.status == "canceled":
             prediction.fail(now, "The prediction was canceled by the predictor itself.", "model")
         else:

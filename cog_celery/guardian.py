@@ -1,7 +1,8 @@
 """Kills the process groups of this process's runners when this process is gone, however it went.
 
-A parent-death signal reaches a runner but not what the model has started itself, and nothing in a runner can act while it is stuck in C:
-so a small process of its own holds a pipe to us, and at its end kills every group it was told of. It must not know what runs in them.
+A parent-death signal reaches a runner but not what the model has started itself, and nothing in a runner can act while
+it is stuck in C: so a small process of its own holds a pipe to us, and at its end kills every group it was told of. It
+must not know what runs in them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -61,7 +60,6 @@ def fetch(
     paths = [folder / str(index) / source.name for index, source in enumerate(sources)]
     downloads = []
     for source, path in zip(sources, paths, strict=True):
-        path.parent.mkdir()
         if isinstance(source, _Download):
             downloads.append((source.url, path))
         else:
@@ -193,33 +191,27 @@ def _save(response: BaseHTTPResponse, path: Path, url: HttpUrl, max_bytes: int, 
         cancel.check()  # a connection that was cut may look like the end of the file
 
 
-class _DiskError(Exception):
-    """The disk refused; apart from OSError, so that none of a socket is taken for one."""
-
-
 @contextmanager
 def _stored(path: Path, shown: str) -> Iterator[FileIO]:
     """A new file at `path`, which is removed again if it is not completed."""
     try:
+        path.parent.mkdir(exist_ok=True)
         with FileIO(path, "w") as file:
             yield file
-    except _DiskError as error:
+    except BaseException as error:
         path.unlink(missing_ok=True)
-        raise InputError(
-            f"The input file {shown} could not be stored: {error}. Make room on the worker's disk for temporary files."
-        ) from None
-    except BaseException:
-        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of the disk: those of sockets are urllib3's
+            raise InputError(
+                f"The input file {shown} could not be stored: {error.strerror}. "
+                "Make room on the worker's disk for temporary files."
+            ) from None
         raise
 
 
 def _write(file: FileIO, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
-        try:
-            rest = rest[file.write(rest) :]
-        except OSError as error:
-            raise _DiskError(error.strerror or os.strerror(error.errno or 0)) from None
+        rest = rest[file.write(rest) :]
 
 
 def _too_large(shown: str, max_bytes: int) -> str:

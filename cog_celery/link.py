@@ -1,4 +1,5 @@
-"""One connection to Redis, used by one thread at a time, with no retries of its own: a lost reply is its owner's to sort out.
+"""One connection to Redis, used by one thread at a time, with no retries of its own: a lost reply is its owner's to
+sort out.
 
 It must not know what the commands mean.
 """
@@ -24,7 +25,7 @@ REPLY_TIMEOUT = 5.0
 CONNECT_TIMEOUT = 3.0
 
 # Errors that pass by themselves, or when somebody mends the server: to be tried again, as after a lost connection.
-TRANSIENT = ("READONLY", "LOADING", "MASTERDOWN", "OOM", "MISCONF", "BUSY", "NOREPLICAS", "UNBLOCKED")
+TRANSIENT = ("READONLY ", "LOADING ", "MASTERDOWN ", "OOM ", "MISCONF ", "BUSY ", "NOREPLICAS ", "UNBLOCKED ")
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class Outage:
 
 
 class Link:
-    """Connects at the first command. Raises ServerLost for a broken connection and for errors that pass by themselves."""
+    """Connects at the first command. Raises ServerLost for a broken connection and for errors that pass by
+    themselves."""
 
     def __init__(self, url: str, name: str, outage: Outage | None = None) -> None:
         pool = redis.ConnectionPool.from_url(
@@ -112,10 +114,6 @@ class Link:
             raise self._lost(error) from error
         except redis.ResponseError as error:
             raise self._refused(error) from error
-
-    def fileno(self) -> int:
-        """The socket, for polling while a reply is outstanding."""
-        return int(self._connection._sock.fileno())
 
     def close(self) -> None:
         """Break the connection; the next command makes another."""

@@ -19,7 +19,7 @@ from cog_celery.cancel import Cancel
 from cog_celery.environment import model_environment
 from cog_celery.execution import Execution, Wake
 from cog_celery.guardian import Guardian
-from cog_celery.outputs import Uploader
+from cog_celery.outputs import PredictionUploads, Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.runner import FieldError, Runner, RunnerCommand
 from cog_celery.runtime.cog._runner.rendering import render_runtime
@@ -28,8 +28,8 @@ from cog_celery.snapshots import Cog04
 
 
 def predict(settings: Settings, input: dict[str, object]) -> tuple[dict[str, object], int]:
-    """The terminal snapshot (cog-0.4) of one prediction and the exit status that says the same; logs go to standard error as they
-    come, and Ctrl-C cancels. Raises SetupError.
+    """The terminal snapshot (cog-0.4) of one prediction and the exit status that says the same; logs go to standard
+    error as they come, and Ctrl-C cancels. Raises SetupError.
     """
     assert settings.model_dir is not None
     environment, _ = model_environment(
@@ -76,13 +76,18 @@ class _LocalOutlet:
         self.dialect = Cog04()
         self._folder = folder
         self._limit = settings.max_input_bytes
-        uploader = Uploader(settings.upload_url, settings.upload_mode, max_data_uri_bytes=settings.max_data_uri_bytes)
-        self._uploads = uploader.for_prediction("local")
+        self._uploader = Uploader(
+            settings.upload_url, settings.upload_mode, max_data_uri_bytes=settings.max_data_uri_bytes
+        )
+        self._uploads: PredictionUploads | None = None
 
     def refused(self, errors: Sequence[FieldError]) -> str:
         return render_runtime([{"field": e.field, "kind": e.kind, "limit": e.limit, "value": e.value} for e in errors])
 
-    def started(self) -> None:
+    def started(self) -> bool:
+        return False
+
+    def answered(self) -> None:
         pass
 
     def changed(self) -> int:
@@ -96,4 +101,6 @@ class _LocalOutlet:
         return inputs.fetch(urls, self._folder, max_bytes=self._limit, cancel=cancel)
 
     def upload(self, path: str, cancel: Cancel) -> str:
+        if self._uploads is None:
+            self._uploads = self._uploader.for_prediction("local", cancel=cancel)
         return self._uploads.upload(path)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import codecs
 
 MAX_LINE = 256 * 1024
-"""Characters after which a line without an end is passed on in pieces, so that a stream without line ends stays small."""
+"""Characters after which a line without an end is passed on in pieces, so that a stream without line ends stays small.
+"""
 
 
 class LineSplitter:
@@ -20,7 +21,9 @@ class LineSplitter:
         self._after_cr = False
 
     def feed(self, data: bytes) -> list[str]:
-        """The lines that `data` ends, without their ends. A `\\r` ends its line at once; a `\\n` right behind it adds none."""
+        """The lines that `data` ends, without their ends. A `\\r` ends its line at once; a `\\n` right behind it adds
+        none.
+        """
         return self._split(self._decode(data))
 
     def finish(self) -> list[str]:

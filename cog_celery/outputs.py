@@ -152,7 +152,7 @@ class PredictionUploads:
         self._headers = headers
         self._cancel = cancel
         self._count = 0
-        self._names: set[str] = set()
+        self._names: dict[str, int] = {}  # names taken, and the last number that each was given
 
     def upload(self, path: str) -> str:
         """Upload the file; its URL, or a data URI. Raises UploadError, or Canceled."""
@@ -191,11 +191,12 @@ class PredictionUploads:
     def _free_name(self, name: str) -> str:
         """The name; for a second file with that name, `name-1.png`, and so on."""
         stem, extension = os.path.splitext(name)
-        free, number = name, 0
+        free, number = name, self._names.get(name, 0)
         while free in self._names:
             number += 1
             free = f"{stem}-{number}{extension}"
-        self._names.add(free)
+        self._names[name] = number
+        self._names[free] = 0
         return free
 
 

@@ -66,7 +66,7 @@ class SetupReport:
             except ServerError as error:
                 log.warning("setup lines could not be written to %s: %s", queue, error)
 
-    def end(self, link: Link, error: str | None) -> None:
+    def end(self, error: str | None) -> None:
         """Post the report, if somebody wants it, without waiting for it."""
         with self._lock:
             if self._link is not None:
@@ -78,8 +78,8 @@ class SetupReport:
             return
         body = {
             "status": "succeeded" if error is None else "failed",
-            "started_at": timestamp(self._started).decode() + "+00:00",
-            "completed_at": timestamp(time.time()).decode() + "+00:00",
+            "started_at": timestamp(self._started).decode() + "Z",
+            "completed_at": timestamp(time.time()).decode() + "Z",
             "logs": "".join(line + "\n" for line in lines),
         }
         thread = threading.Thread(target=self._post, args=(self._settings.report_setup_run_url, body), daemon=True)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from cog_celery.errors import BadRequest
+from cog_celery import urls
+from cog_celery.errors import BadRequest, UrlError
 
 MAX_KEY_BYTES = 1024
 """The longest response_queue or cancel_key. Redis allows 512 MB; no producer needs more than this."""
@@ -83,6 +84,11 @@ def parse(value: bytes | None, queue: str, max_bytes: int) -> PredictionRequest:
             check_key("cancel_key", request.cancel_key, queue)
         except Refusal as error:
             raise Refusal(str(error), request.response_queue) from None
+    for url in request.output_upload_urls or ():
+        try:
+            urls.parse(url)
+        except UrlError as error:
+            raise Refusal(f"The request is not valid: `output_upload_urls`: {error}.", request.response_queue) from None
     return request
 
 

@@ -1,17 +1,22 @@
-"""One row per prediction in Celery's events, so that Flower shows predictions: received, started, succeeded, failed, revoked.
+"""One row per prediction in Celery's events, so that Flower shows predictions: received, started, succeeded, failed,
+revoked.
 
-It must not know about slots or requests. Rows carry no input, no output and no URL. They are collected and published every 0.1 s from a
-thread of this module: Celery's own dispatcher would publish each event by itself, at several times the cost of a short prediction.
+It must not know about slots or requests. Rows carry no input, no output and no URL. They are collected and published
+every 0.1 s from a thread of this module: Celery's own dispatcher would publish each event by itself, at several times
+the cost of a short prediction.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import Any
 
+import msgspec
 from celery import Celery
+from celery.utils.time import utcoffset
 
 INTERVAL = 0.1
 MOST = 20_000
@@ -55,23 +60,37 @@ class Rows:
         while not self._closing.is_set():
             try:
                 with self._app.connection_for_write() as connection:
-                    dispatcher = self._app.events.Dispatcher(
-                        connection, hostname=self._hostname, buffer_group=frozenset({"task"}), buffer_limit=MOST * 2
-                    )
+                    dispatcher = self._app.events.Dispatcher(connection, hostname=self._hostname)
                     while not self._closing.is_set():
                         self._wake.wait()
                         self._closing.wait(INTERVAL)
                         self._wake.clear()
                         self._publish(dispatcher)
             except Exception as error:  # whatever a transport raises: rows are for looking at, and must hold nothing up
-                log.debug("rows are not published, the broker is out of reach: %s", error)
+                log.warning("rows are not published: %r", error)
                 self._closing.wait(1.0)
 
     def _publish(self, dispatcher: Any) -> None:
         events, self._events = self._events, []
-        for kind, when, fields in events:
-            dispatcher.send(kind, timestamp=when, **fields)
-        dispatcher.flush()
+        if not events:
+            return
+        head = {"hostname": self._hostname, "utcoffset": utcoffset(), "pid": os.getpid()}
+        clock = dispatcher.clock
+        rows = [
+            {**head, "type": kind, "timestamp": when, "clock": clock.forward(), **fields}
+            for kind, when, fields in events
+        ]
+        # One message for all, as Celery's dispatcher sends its buffer, but encoded at a tenth of the cost.
+        dispatcher.producer.publish(
+            msgspec.json.encode(rows),
+            content_type="application/json",
+            content_encoding="utf-8",
+            exchange=dispatcher.exchange,
+            routing_key="task.multi",
+            headers=dispatcher.headers,
+            delivery_mode=1,
+            declare=[dispatcher.exchange],
+        )
         if self._dropped:
             log.warning("%d events of predictions were not shown: the broker was out of reach", self._dropped)
             self._dropped = 0

@@ -1,7 +1,7 @@
 """The parent's side of a runner: starts the process, speaks its protocol, reads its logs, cancels and kills it.
 
-It must not know about Redis, Celery or snapshots. The protocol is docs/runner-protocol.md; a Runner is used by one thread, but for
-cancel() and kill(), which any thread may call.
+It must not know about Redis, Celery or snapshots. The protocol is docs/runner-protocol.md; a Runner is used by one
+thread, but for cancel() and kill(), which any thread may call.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class SetupFailed(msgspec.Struct, tag="setup_failed", tag_field="type", frozen=T
 
 class Accepted(msgspec.Struct, tag="accepted", tag_field="type", frozen=True):
     files: list[str] = []
+    ignored: list[str] = []
 
 
 class Refused(msgspec.Struct, tag="refused", tag_field="type", frozen=True):
@@ -79,11 +80,11 @@ class Output(msgspec.Struct, tag="output", tag_field="type", frozen=True):
 
 class Done(msgspec.Struct, tag="done", tag_field="type", frozen=True):
     status: str
-    output: msgspec.Raw | None = None
+    output: msgspec.Raw = msgspec.Raw(b"")  # empty: the message has none
     files: list[File] = []
     streamed: bool = False
     error: str | None = None
-    metrics: msgspec.Raw | None = None
+    metrics: msgspec.Raw = msgspec.Raw(b"")
     predict_time: float = 0.0
 
 
@@ -158,6 +159,8 @@ class Runner:
         self._rest_size = 0
         self._extra: int | None = None
         self._ended = False
+        self.exitcode = 0
+        """As Python gives it, once `ended`."""
 
     # -- to the runner
 
@@ -212,8 +215,8 @@ class Runner:
     def wait(self, timeout: float | None) -> list[Message | Lines]:
         """What came, in order; empty after `timeout` seconds, or when the attended descriptor is readable.
 
-        Lines that were written before a Done come before it. Raises RunnerDied when the process has ended and all that it said has
-        been returned, RunnerProtocolError when it said something else than messages.
+        Lines that were written before a Done come before it. Raises RunnerDied when the process has ended and all that
+        it said has been returned, RunnerProtocolError when it said something else than messages.
         """
         ready = {fd for fd, _ in self._poll.poll(None if timeout is None else max(0.0, timeout * 1000))}
         came: list[Message | Lines] = []
@@ -246,7 +249,8 @@ class Runner:
                             on_lines(message.lines)
                         case Hello() if message.protocol != PROTOCOL:
                             raise SetupError(
-                                f"The runner speaks protocol {message.protocol}, this worker {PROTOCOL}: install one release of both."
+                                f"The runner speaks protocol {message.protocol}, this worker {PROTOCOL}: "
+                                "install one release of both."
                             )
                         case Ready():
                             return message
@@ -284,8 +288,9 @@ class Runner:
         return [line for part in came if isinstance(part, Lines) for line in part.lines]
 
     @property
-    def alive(self) -> bool:
-        return not self._ended and not self._has_ended()
+    def ended(self) -> bool:
+        """Whether its end has been told, by RunnerDied or by end()."""
+        return self._ended
 
     def end(self) -> None:
         """Kill the process, if it is there, and let go of it."""
@@ -408,11 +413,11 @@ class Runner:
             os.killpg(self.pid, signal.SIGKILL)
         self._guardian.forget(self.pid)
         self._ended = True
-        code = self._process.wait()
+        self.exitcode = self._process.wait()
         for fd in (self._in, self._out, self._pidfd):
             if fd >= 0:
                 os.close(fd)
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
-        return code
+        return self.exitcode

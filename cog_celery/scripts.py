@@ -2,9 +2,10 @@
 
 They must not know what a request means. Tried on Redis 6.2, 7.0, 8.2 and Valkey 9.1.
 
-KEYS[1] is always the stream, whose group has the same name. Other keys are passed in, but for the capped stream of run times, which is
-the stream's name with a suffix. An *owner* is a consumer's name: a bridge `<name>~<random>`, a slot `<name>~<random>.<slot>`, or
-`released`. An entry is ours only at the attempt (its delivery count) that we know of: owner and attempt together are the fence.
+KEYS[1] is always the stream, whose group has the same name. Other keys are passed in, but for the capped stream of run
+times, which is the stream's name with a suffix. An *owner* is a consumer's name: a bridge `<name>~<random>`, a slot
+`<name>~<random>.<slot>`, or `released`. An entry is ours only at the attempt (its delivery count) that we know of:
+owner and attempt together are the fence.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ local function read(owner)
 end
 """
 
-# KEYS stream, credits. ARGV bridge, prefix of announce keys, then optionally an entry that the bridge has, and its attempt.
-# Pops credits until one is of a worker that lives; an entry is taken only together with a credit.
-#   -> ticket, credit, entry, attempt, value | gone | no entry, last delivered id | no credit
+# KEYS stream, credits. ARGV bridge, prefix of announce keys, then optionally an entry that the bridge has, and its
+# attempt. Pops credits until one is of a worker that lives; an entry is taken only together with a credit. -> ticket,
+# credit, entry, attempt, value | gone | no entry, last delivered id | no credit
 TAKE = Script("""
 while true do
   local credit = redis.call('LPOP', KEYS[2])
@@ -104,10 +105,10 @@ if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then return 2 end
 return 1
 """)
 
-# KEYS stream, settled[, response]. ARGV entry, owner, attempt, terminal snapshot, ttl in ms or 0, snapshot to be seen before it or '',
-# duration or '', take the next one: 0 or 1.
-# `settled` keeps what its owner committed last, so that a commit whose reply was lost can be told from one that came too late.
-#   -> done[, entry, attempt, value] | settled[, entry, attempt, value] | stale
+# KEYS stream, settled[, response]. ARGV entry, owner, attempt, terminal snapshot, ttl in ms or 0, snapshot to be seen
+# before it or '', duration or '', take the next one: 0 or 1. `settled` keeps what its owner committed last, so that a
+# commit whose reply was lost can be told from one that came too late. -> done[, entry, attempt, value] | settled[,
+# entry, attempt, value] | stale
 COMMIT = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then
   if redis.call('GET', KEYS[2]) ~= ARGV[1] .. '/' .. ARGV[3] then return {'stale'} end
@@ -135,9 +136,9 @@ end
 return {'done'}
 """)
 
-# KEYS stream, dead letters, [response]. ARGV entry, owner, attempt, terminal snapshot or '', ttl, reason, longest list of dead letters.
-# The entry leaves the stream for the dead letters, where it stays as it was, with the reason beside it.
-#   -> 1 | 0: not the owner
+# KEYS stream, dead letters, [response]. ARGV entry, owner, attempt, terminal snapshot or '', ttl, reason, longest list
+# of dead letters. The entry leaves the stream for the dead letters, where it stays as it was, with the reason beside
+# it. -> 1 | 0: not the owner
 BURY = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 if KEYS[3] and ARGV[4] ~= '' then set(KEYS[3], ARGV[4], ARGV[5]) end
@@ -183,8 +184,8 @@ end
 return 1
 """)
 
-# KEYS stream. ARGV entry, the owner it is to be taken from, its attempt, the idle time in ms that it must have, bridge, count this run: 0 or 1.
-#   -> attempt | 0: not so any more
+# KEYS stream. ARGV entry, the owner it is to be taken from, its attempt, the idle time in ms that it must have, bridge,
+# count this run: 0 or 1. -> attempt | 0: not so any more
 RECLAIM = Script("""
 local p = pending(ARGV[1])
 if not p or p[2] ~= ARGV[2] or p[4] ~= tonumber(ARGV[3]) or p[3] < tonumber(ARGV[4]) then return 0 end
@@ -219,7 +220,8 @@ redis.call('RPUSH', KEYS[2], ARGV[1])
 return 1
 """)
 
-# KEYS stream. ARGV consumer. A consumer is deleted only by one who sees in the same step that nothing is pending for it.
+# KEYS stream. ARGV consumer. A consumer is deleted only by one who sees in the same step that nothing is pending for
+# it.
 FORGET = Script("""
 if #redis.call('XPENDING', stream, group, '-', '+', 1, ARGV[1]) == 0 then
   redis.call('XGROUP', 'DELCONSUMER', stream, group, ARGV[1])

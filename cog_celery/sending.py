@@ -30,8 +30,8 @@ TICK: Final = 0.2
 """Seconds after which an interruption is seen and a clock moves on, whatever happens in Redis."""
 FIRST_POLL, LAST_POLL = 0.05, 1.0
 """Seconds between two looks at the response key when no notification comes."""
-FIRST_DOUBT, NEXT_DOUBT = 3.0, 1.0
-"""Seconds without any news after which, and then how often, the queue itself is looked at."""
+FIRST_DOUBT, LAST_DOUBT = 3.0, 60.0
+"""Seconds without news until the queue itself is looked at, and at most between two such looks: requests are large."""
 PAGE: Final = 50
 """Entries that a search reads at once; one may have megabytes."""
 
@@ -107,7 +107,7 @@ class _Follower:
 
     def run(self, bell: _Bell) -> Snapshot:
         poll, look_at = FIRST_POLL, 0.0
-        doubt_at = time.monotonic() + FIRST_DOUBT
+        doubt, doubt_at = FIRST_DOUBT, time.monotonic() + FIRST_DOUBT
         down = False
         while True:
             try:
@@ -121,8 +121,8 @@ class _Follower:
                     look_at = now + poll
                     doubt_at = now + FIRST_DOUBT if snapshot is not None else doubt_at
                 if now >= doubt_at:
-                    self._doubt()
-                    doubt_at = now + NEXT_DOUBT
+                    doubt = LAST_POLL if self._doubt() else min(doubt * 2, LAST_DOUBT)
+                    doubt_at = now + doubt
                 if bell.rung(min(TICK, max(0.0, look_at - now))):
                     look_at = 0.0
                 if down:
@@ -164,8 +164,8 @@ class _Follower:
         if self._interruptions() > 1:
             raise Interrupted
 
-    def _doubt(self) -> None:
-        """Nothing has come for a while: is the request still there, and is there anybody who would take it?"""
+    def _doubt(self) -> bool:
+        """Nothing has come for a while: has anybody taken the request? True when it is not even there."""
         if not self._client.xrange(self._sent.queue, self._sent.entry, self._sent.entry):
             # The answer may have been written between our last look and this one: the next look tells.
             if self._missing:
@@ -174,11 +174,13 @@ class _Follower:
                     "somebody deleted it, or the server lost it"
                 )
             self._missing = True
-        elif self._seen is None and not self._hinted:
+            return True
+        if self._seen is None and not self._hinted:
             hint = waiting(self._client, self._sent.queue, self._sent.entry)
             if hint:
                 self._hinted = True
                 self._watcher.notice(hint)
+        return False
 
 
 class _Bell:

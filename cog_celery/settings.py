@@ -12,7 +12,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, Self
@@ -124,8 +124,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def child_env(self, env: Mapping[str, str]) -> dict[str, str]:
         """The environment for a child process: `env`, with its settings replaced by these."""
-        names = {variable for option in OPTIONS for variable in option.variables}
-        return {name: value for name, value in env.items() if name not in names} | self.to_env()
+        child = dict(env)
+        self.install(child)
+        return child
+
+    def install(self, env: MutableMapping[str, str]) -> None:
+        """Replace the settings in `env`, os.environ say, by these: others that it had are gone from it."""
+        for option in OPTIONS:
+            for variable in option.variables:
+                env.pop(variable, None)
+        env.update(self.to_env())
 
     def with_redis(self, url: str) -> Self:
         """The same on another Redis; the broker follows when it was the same server."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import TypeVar
 
 from cog_celery import inputs, scripts
 from cog_celery.cancel import Cancel
-from cog_celery.errors import RunnerDied, ServerLost, SetupError
+from cog_celery.errors import RunnerDied, ServerError, ServerLost, SetupError
 from cog_celery.execution import Execution, Wake
 from cog_celery.guardian import Guardian
 from cog_celery.link import Link, Outage
@@ -37,7 +38,11 @@ T = TypeVar("T")
 
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=-]{0,127}")
 LONG = 0.2
-"""Seconds after which a running prediction's cancel key is looked at by the keeper; the start snapshot looked already."""
+"""Seconds after which a running prediction's cancel key is looked at by the keeper; the start snapshot looked already.
+"""
+HANDOVER = 1.0
+"""Seconds for which a ticket waits for its slot; longer ones are duplicates, for a slot that is at work."""
+LAST_LINES = 5
 SETUP_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds between attempts to set a predictor up again after its runner died. After the last one the slot gives up."""
 
@@ -59,6 +64,7 @@ class Workshop:
     spawner: Executor
     """One thread that lives as long as the worker: a runner dies with the thread that spawned it."""
     draining: threading.Event
+    is_revoked: Callable[[str], bool]
     on_setup_lines: Callable[[list[str]], None]
     on_finished: Callable[[Prediction], None]
     on_broken: Callable[[str], None]
@@ -90,7 +96,8 @@ class Slot:
         self.waiting = False
         """Whether it waits for an entry in a blocking read."""
         self._shop = shop
-        self._command = RunnerCommand(shop.settings.python, shop.settings.model_dir or ".", environment)
+        self._environment = environment
+        self._scratch: TemporaryDirectory[str] | None = None
         self.link = Link(shop.settings.redis_url, f"cog-celery-slot:{self.consumer}", shop.outage)
         self._wake = Wake()
         self._busy = threading.Lock()
@@ -102,9 +109,15 @@ class Slot:
     def set_up(self) -> float:
         """Start the runner and wait for setup(); how many seconds setup() took. Raises SetupError."""
         settings = self._shop.settings
-        runner = self._shop.spawner.submit(Runner, self._command, self._shop.guardian).result()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+        # What the model, or the runner for it, leaves in its temporary folder goes when the runner does.
+        self._scratch = TemporaryDirectory(prefix="cog-celery-runner-", ignore_cleanup_errors=True)
+        environment = {**self._environment, "TMPDIR": self._scratch.name}
+        command = RunnerCommand(settings.python, settings.model_dir or ".", environment)
+        runner = self._shop.spawner.submit(Runner, command, self._shop.guardian).result()
         self._runner = runner
-        ready = runner.setup(self._command, self._shop.on_setup_lines, settings.setup_timeout)
+        ready = runner.setup(command, self._shop.on_setup_lines, settings.setup_timeout)
         runner.attend(self._wake.fileno())
         log.info("slot %d is ready: setup() took %.2f s, runner %d", self.index, ready.setup_time, runner.pid)
         return ready.setup_time
@@ -118,6 +131,8 @@ class Slot:
         """Let go of everything; nobody uses the slot any more."""
         if self._runner is not None:
             self._runner.end()
+        if self._scratch is not None:
+            self._scratch.cleanup()
         self.link.close()
         self._wake.close()
 
@@ -131,8 +146,12 @@ class Slot:
         self.idle_since = time.monotonic()
 
     def turn(self, ticket: Ticket) -> bool:
-        """Serve the ticket's entry, then whatever else comes while the turn lasts; False if the slot is not free for it."""
-        if not self._busy.acquire(blocking=False):
+        """Serve the ticket's entry, then whatever else comes while the turn lasts; False if the slot is not free for
+        it.
+        """
+        # The slot's credit is down a moment before its last turn has let go of it, and the next ticket may come within
+        # that moment.
+        if not self._busy.acquire(timeout=HANDOVER):
             return False
         try:
             self.idle_since = None
@@ -229,15 +248,16 @@ class Slot:
             if self._shop.draining.wait(pause):
                 return False
             try:
-                took = self.set_up()
+                self._count_setup(self.set_up())
+                return True
             except SetupError as error:
                 log.error("slot %d: %s", self.index, error)
                 self._runner = None
-                continue
-            self._insist(lambda: self._shop.queue.setup_took(self.link, took))
-            return True
         self._shop.on_broken(f"slot {self.index}: its predictor could not be set up again")
         return False
+
+    def _count_setup(self, took: float) -> None:
+        self._insist(lambda: self._shop.queue.setup_took(self.link, took))
 
     # -- one prediction
 
@@ -249,7 +269,8 @@ class Slot:
         began = time.monotonic()
         try:
             request = parse(delivery.value, queue.name, shop.settings.max_request_bytes)
-        except Refusal as refusal:
+        except Refusal as error:
+            refusal = error
             self._insist(
                 lambda: refuse(self.link, queue, delivery, self.consumer, refusal, shop.agreed.dialect, self._ttl)
             )
@@ -271,9 +292,12 @@ class Slot:
         )
         outlet.execution = current.execution = execution
         rows.add("task-started", id)
+        if shop.is_revoked(id):
+            execution.stop("canceled")
+        # The cancel key may be there already: then predict() is not entered.
+        hold = request.cancel_key is not None or execution.reason is not None
         try:
-            # The cancel key may be there already: then predict() is not entered.
-            execution.run(bytes(request.input), hold=request.cancel_key is not None, context=request.context)
+            execution.run(bytes(request.input), hold=hold, context=request.context)
         finally:
             outlet.close()
         next = None
@@ -284,7 +308,8 @@ class Slot:
             next = self._commit(delivery, request, prediction, outlet, execution, began, ends)
             self._row(id, prediction, time.monotonic() - began)
             shop.on_finished(prediction)
-        if not self._runner.alive:
+        if self._runner.ended:
+            self._tell_death(id, self._runner.exitcode, prediction)
             self._revive()
         return next
 
@@ -302,7 +327,7 @@ class Slot:
         snapshot = outlet.dialect.render(prediction)
         before = outlet.dialect.render(prediction, processing=True) if execution.unshown else b""
         now = time.monotonic()
-        take = now < ends and not shop.draining.is_set() and self._runner is not None and self._runner.alive
+        take = now < ends and not shop.draining.is_set() and self._runner is not None and not self._runner.ended
         verdict, next = self._insist(
             lambda: shop.queue.commit(
                 self.link,
@@ -319,6 +344,11 @@ class Slot:
         if verdict == "stale":
             log.warning("the answer to %s came too late: another attempt owns it", outlet.id)
         return next
+
+    def _tell_death(self, id: str, exitcode: int, prediction: Prediction) -> None:
+        how = signal.Signals(-exitcode).name if -exitcode in signal.valid_signals() else f"exitcode {exitcode}"
+        last = "; ".join(prediction.logs[-LAST_LINES:]) or "nothing"
+        log.warning("the runner of slot %d ended (%s) in prediction %s; it last said: %s", self.index, how, id, last)
 
     def _row(self, id: str, prediction: Prediction, runtime: float) -> None:
         rows = self._shop.rows
@@ -371,8 +401,20 @@ class SlotOutlet:
     def refused(self, errors: Sequence[FieldError]) -> str:
         return render_queue([{"field": e.field, "kind": e.kind, "limit": e.limit, "value": e.value} for e in errors])
 
-    def started(self) -> None:
-        self._slot._insist(self._show)
+    def started(self) -> bool:
+        try:
+            keys, arguments = self._publication(self.dialect.render(self._prediction))
+            self._slot.link.post_script(scripts.PUBLISH, keys, *arguments)
+            return True
+        except ServerLost:
+            self._slot._insist(self._show)
+            return False
+
+    def answered(self) -> None:
+        try:
+            self._heed(self._slot.link.reply())
+        except ServerError:  # lost, or the server does not know the script: again, from the start
+            self._slot._insist(self._show)
 
     def changed(self) -> int:
         try:
@@ -405,14 +447,17 @@ class SlotOutlet:
             self._folder.cleanup()
 
     def _show(self) -> int:
+        snapshot = self.dialect.render(self._prediction)
+        keys, arguments = self._publication(snapshot)
+        self._heed(self._slot.link.script(scripts.PUBLISH, keys, *arguments))
+        return len(snapshot)
+
+    def _publication(self, snapshot: bytes) -> tuple[Sequence[str], Sequence[str | int | bytes]]:
         slot, request = self._slot, self._request
         assert request.response_queue is not None
-        snapshot = self.dialect.render(self._prediction)
-        keys, arguments = slot._shop.queue.publish_arguments(
+        return slot._shop.queue.publish_arguments(
             self._delivery, slot.consumer, request.response_queue, request.cancel_key, snapshot, slot._ttl
         )
-        self._heed(slot.link.script(scripts.PUBLISH, keys, *arguments))
-        return len(snapshot)
 
     def _heed(self, answer: int) -> None:
         assert self.execution is not None

@@ -1,6 +1,7 @@
 """A queue in Redis: its stream, its group and the keys beside them; nothing else in this package touches them.
 
-It must not know what a request means, nor decide when a step is due: each method is one round trip on the caller's own Link.
+It must not know what a request means, nor decide when a step is due: each method is one round trip on the caller's own
+Link.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ TICKET_VERSION = 1
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """An entry that its reader owns at this attempt; `value` is the request as it was sent, None without such a field."""
+    """An entry that its reader owns at this attempt; `value` is the request as it was sent, None without such a
+    field."""
 
     entry: str
     attempt: int
@@ -89,7 +91,9 @@ class Queue:
     # -- the queue itself
 
     def create_group(self, link: Link) -> bool:
-        """Make stream and group, from the stream's beginning so that nothing sent earlier is skipped; True if they were not there."""
+        """Make stream and group, from the stream's beginning so that nothing sent earlier is skipped; True if they were
+        not there.
+        """
         try:
             link.call("XGROUP", "CREATE", self.name, self.name, "0", "MKSTREAM")
         except ServerError as error:
@@ -106,7 +110,9 @@ class Queue:
         return True
 
     def agree(self, link: Link, dialect: str | None, lease: float | None, max_attempts: int | None) -> QueueSettings:
-        """The queue's settings: those that it has, else these. Raises SettingsConflict when they were chosen and differ."""
+        """The queue's settings: those that it has, else these. Raises SettingsConflict when they were chosen and
+        differ.
+        """
         wanted = {"dialect": dialect, "lease": lease, "max_attempts": max_attempts}
         default = QueueSettings()
         for name, value in wanted.items():
@@ -121,7 +127,7 @@ class Queue:
         for name, value in wanted.items():
             if value is not None and value != getattr(agreed, name):
                 raise SettingsConflict(
-                    f"Queue {self.name} works with {name}={getattr(agreed, name)}, this process was started with {value}. "
+                    f"Queue {self.name} works with {name}={getattr(agreed, name)}, not {value} as given here. "
                     f"Start it without, or stop all its bridges and workers and delete the key {self.settings_key}."
                 )
         return agreed
@@ -232,7 +238,7 @@ class Queue:
     def publish_arguments(
         self, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes, ttl: int
     ) -> tuple[tuple[str, ...], tuple[str | int | bytes, ...]]:
-        """Keys and arguments of PUBLISH, whose reply is 0: not the owner, 1: written, 2: written, and to be canceled."""
+        """Keys and arguments of PUBLISH, whose reply is 0: not the owner, 1: written, 2: written, to be canceled."""
         keys = (self.name, response) if cancel is None else (self.name, response, cancel)
         return keys, (delivery.entry, owner, delivery.attempt, snapshot, ttl)
 
@@ -251,8 +257,9 @@ class Queue:
     ) -> tuple[Literal["done", "settled", "stale"], Delivery | None]:
         """Write the terminal snapshot, end the delivery and, with `take`, become the owner of the next entry.
 
-        `before` is a snapshot that is to be seen just before the terminal one. `settled`: this was done before, by the same owner at
-        the same attempt, and the reply was lost. `stale`: it is somebody else's by now; nothing was written.
+        `before` is a snapshot that is to be seen just before the terminal one. `settled`: this was done before, by the
+        same owner at the same attempt, and the reply was lost. `stale`: it is somebody else's by now; nothing was
+        written.
         """
         keys = (self.name, self.settled_prefix + owner) + ((response,) if response is not None else ())
         answer = link.script(
@@ -272,7 +279,9 @@ class Queue:
         reason: str,
         ttl: int = 0,
     ) -> bool:
-        """End a delivery for good: a snapshot, if anybody listens, and a copy among the dead letters. False: not the owner."""
+        """End a delivery for good: a snapshot, if anybody listens, and a copy among the dead letters. False: not the
+        owner.
+        """
         keys = (self.name, self.dead) + ((response,) if response is not None else ())
         reason_bytes = reason.encode(errors="replace")
         answer = link.script(

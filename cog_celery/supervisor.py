@@ -35,18 +35,12 @@ FIRST_LOOK, LAST_LOOK = 0.1, 0.5
 """Seconds between two looks for a ready worker: it starts in less than a second, or loads a model for minutes."""
 
 
-def run(
-    settings: Settings,
-    *,
-    embedded: bool,
-    ready: Callable[[Settings], None],
-    stopped_early: int = 0,
-) -> int:
+def run(settings: Settings, *, embedded: bool, ready: Callable[[Settings], None], stopped_early: int = 0) -> int:
     """Run a bridge and a worker until one of them ends or a signal stops both; returns the exit status.
 
     `embedded`: on a server of our own, whose URL the settings then have that `ready` is called with once a slot is
-    idle. `stopped_early`: the status when a signal came before that. To be called from the main thread, with no other
-    running: the children die with the thread that starts them.
+    idle. `stopped_early`: the status when a signal came before that. To be called from the main thread, which gets the
+    signals, and with which the children die. Raises ServerError when the server of our own does not start.
     """
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
@@ -72,7 +66,9 @@ class Signals:
         self.stops = 0
 
     def __enter__(self) -> Self:
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
         self._old_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         stops = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -124,14 +120,14 @@ class Fleet:
             )
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
-        """Whether it came true before a child ended or a signal came."""
+        """Whether it came true before a child ended or a signal came, which no child has been told of yet."""
         pause = FIRST_LOOK
-        while not self._signals.stops and not self._ended():
-            if condition():
-                return True
+        while not condition():
+            if self._signals.stops or self._ended():
+                return False
             self._signals.wait(pause)
             pause = min(pause * 1.2, LAST_LOOK)
-        return False
+        return True
 
     def wait(self, stopped: int) -> int:
         """The exit status, when all have ended: of the first that ended by itself, or `stopped` after a signal."""

@@ -1,7 +1,7 @@
 """A worker: Celery's threads pool with our slots in it, from the first setup() to the drain.
 
-It must not know how a prediction is made. One Node lives in a worker's process; it owns the slots, their heartbeat (the keeper), the
-announce key and the order of shutdown.
+It must not know how a prediction is made. One Node lives in a worker's process; it owns the slots, their heartbeat (the
+keeper), the announce key and the order of shutdown.
 """
 
 from __future__ import annotations
@@ -10,26 +10,30 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from celery import bootsteps
 from celery.apps.worker import Worker as CeleryWorker
+from celery.exceptions import SecurityWarning
 from celery.worker import state
 from celery.worker.control import control_command
 
 from cog_celery import gpus, reporting
 from cog_celery.celery import app, worker_queue
 from cog_celery.environment import model_environment
-from cog_celery.errors import CogCeleryError, ServerError, ServerLost, SetupError, UsageError
+from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageError
 from cog_celery.execution import Wake
 from cog_celery.guardian import Guardian
 from cog_celery.link import Link, Outage
@@ -42,8 +46,14 @@ from cog_celery.stream import TICKET_VERSION, Queue, Ticket, life
 
 TICK = 0.25
 """Seconds between looks at cancel keys of predictions that run longer than that."""
+REVOKED = 10_000
+"""Ids of canceled predictions that have not come yet; a broadcast reaches all workers, and most never see the
+prediction.
+"""
 GROUP_PAUSE = 0.5
 """Seconds between looks for a group that does not exist yet."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -58,30 +68,37 @@ def node() -> Node:
 
 def run(settings: Settings) -> int:
     """Run a worker until it is told to stop; its exit code. Raises UsageError."""
-    os.environ.update(settings.to_env())
+    settings.install(os.environ)
+    # Celery warns of root for the sake of pickle, which is not accepted here; in a container root is common.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    if settings.log_level != "debug":
+        for name in ("celery.worker.strategy", "celery.app.trace"):  # a line for each turn says nothing
+            logging.getLogger(name).setLevel(logging.WARNING)
     worker = app.Worker(hostname=None, loglevel=settings.log_level.upper(), quiet=True)
     worker.start()
     return int(worker.exitcode or 0)
 
 
 class Worker(CeleryWorker):  # type: ignore[misc]
-    """Celery's worker, told what it is: however it was started, it has a thread for each slot and a queue for this life."""
+    """Celery's worker, told what it is: however it was started, it has a thread for each slot and a queue for this
+    life.
+    """
 
     def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
         global _node
-        settings = Settings.load({}, os.environ)
+        settings = Settings.load({}, os.environ).for_worker()
         _node = Node(settings)
         queue = worker_queue(_node.life)
         self.app.conf.task_queues = [queue]
         self.app.conf.task_default_queue = queue.name
         options |= {
             "pool": "threads",
-            "concurrency": len(_node.slots),
+            "concurrency": _node.slots_wanted,
             "queues": None,
             "without_mingle": True,
             "without_gossip": True,
         }
-        super().__init__(app=app, hostname=f"{settings.queue}@{settings.name}", **options)
+        super().__init__(app=app, hostname=f"{_safe(settings.queue)}@{_safe(settings.name)}", **options)
 
     def install_platform_tweaks(self, worker: Any) -> None:
         super().install_platform_tweaks(worker)
@@ -95,6 +112,11 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         if logging.getLogger().handlers:
             return True  # the command line has set it up
         return super().setup_logging(colorize)
+
+
+def _safe(name: str) -> str:
+    """A name as part of a Celery node name, which ends at an @ and goes into routing keys."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -116,10 +138,10 @@ app.steps["worker"].add(SlotsStep)
 
 @control_command(name="revoke", args=[("task_id", str)], signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
 def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> dict[str, str]:
-    """Cancel predictions by their ids; those that do not run here are somebody else's, or over."""
-    ids = [task_id] if isinstance(task_id, str) else list(task_id or [])
+    """Cancel predictions by their ids: those that run here now, the others when they come here."""
+    ids = [task_id] if isinstance(task_id, str) else [id for id in task_id or () if isinstance(id, str)]
     found = [id for id in ids if node().cancel(id)]
-    return {"ok": f"canceled: {', '.join(found)}" if found else "none of these predictions runs here"}
+    return {"ok": f"canceled: {', '.join(found)}" if found else "to be canceled when their turn comes"}
 
 
 class Node:
@@ -144,22 +166,21 @@ class Node:
             gpus_per_slot=settings.gpus_per_slot,
             outer=os.environ.get("CUDA_VISIBLE_DEVICES"),
         )
-        self.slots: list[Slot | None] = [None] * len(self._assigned)
+        self.slots: list[Slot] = []
+        self.slots_wanted = len(self._assigned)
         self._outage = Outage("Redis")
         self._link = Link(settings.redis_url, f"cog-celery-worker:{self.life}", self._outage)
         self._keeper_link = Link(settings.redis_url, f"cog-celery-keeper:{self.life}", self._outage)
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
         self._guardian = Guardian()
-        self._threads: list[threading.Thread] = []
         self._stops = 0
         self._stop_wanted = threading.Event()
         self._stop_now = threading.Event()
-        self._ready = False
         self._closed = threading.Event()
         self._failures = 0
+        self._revoked: dict[str, None] = {}
         self._about = b"{}"
         self._heard = time.monotonic()
-        self._setup_lines: list[str] = []
         self._wake_hub = Wake()
         self._report = reporting.SetupReport(settings)
 
@@ -172,12 +193,8 @@ class Node:
             worker.hub.add_reader(self._wake_hub.fileno(), self._wake_hub.clear)
         self._rows = Rows(worker.app, worker.hostname)
         self._rows.start()
-        for target in (self._bring_up, self._await_stop):
-            thread = threading.Thread(
-                target=self._guarded, args=(target,), name=target.__name__.strip("_"), daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
+        self._start_thread(self._bring_up)
+        self._start_thread(self._await_stop)
 
     def turn(self, ticket: Sequence[Any]) -> None:
         """The Celery task."""
@@ -189,14 +206,22 @@ class Node:
         if given.version != TICKET_VERSION:
             log.error("a ticket of version %d was dropped, this worker knows %d", given.version, TICKET_VERSION)
             return
-        slot = next((slot for slot in self.slots if slot is not None and slot.consumer == given.slot), None)
+        slot = next((slot for slot in self.slots if slot.consumer == given.slot), None)
         if slot is None or self.draining.is_set() or not slot.turn(given):
             with self._own_link("release") as link, contextlib.suppress(ServerError):
                 self.queue.release(link, given.entry, given.bridge, given.attempt, self._agreed.lease)
 
     def cancel(self, id: str) -> bool:
-        """Cancel a prediction by its id, if it runs here."""
-        return any(slot.cancel(id) for slot in self.slots if slot is not None)
+        """Cancel a prediction by its id; False when it does not run here: then its id is remembered until it comes."""
+        if any(slot.cancel(id) for slot in self.slots):
+            return True
+        while len(self._revoked) >= REVOKED:
+            self._revoked.pop(next(iter(self._revoked)), None)
+        self._revoked[id] = None
+        return False
+
+    def _is_revoked(self, id: str) -> bool:
+        return bool(self._revoked) and self._revoked.pop(id, False) is None
 
     def stop_soon(self) -> None:
         """From a signal handler: drain; when called again, release what runs."""
@@ -210,8 +235,7 @@ class Node:
         self._closed.set()
         self._rows.close()
         for slot in self.slots:
-            if slot is not None:
-                slot.close()
+            slot.close()
         self._guardian.close()
         self._spawner.shutdown(wait=False)
 
@@ -219,10 +243,36 @@ class Node:
 
     def _bring_up(self) -> None:
         settings = self.settings
-        self._await_group()
-        if self.draining.is_set():
+        agreed = self._insist(
+            lambda: self.queue.agree(self._link, settings.dialect, settings.lease, settings.max_attempts)
+        )
+        if agreed is None:
             return
-        self._agreed = self.queue.agree(self._link, settings.dialect, settings.lease, settings.max_attempts)
+        self._agreed = agreed
+        slots = self._make_slots()
+        self._report.begin()
+        with ThreadPoolExecutor(len(slots), thread_name_prefix="setup") as pool:
+            setups = [pool.submit(slot.set_up) for slot in slots]
+        failures = [error for setup in setups if (error := setup.exception()) is not None]
+        if failures and self.draining.is_set():
+            return  # we killed them
+        self._report.end(None if not failures else str(failures[0]))
+        if failures:
+            raise failures[0]
+        for setup in setups:
+            self._insist(partial(self.queue.setup_took, self._link, setup.result()))
+        if not self._insist(self._group_is_there):
+            return
+        self._about = json.dumps({"worker": settings.name, "slots": len(slots), "gpus": self._assigned}).encode()
+        self._insist(lambda: self._heartbeat(slots))
+        self._start_thread(self._keep)
+        reporting.set_ready_file(True)
+        for slot in slots:
+            slot.rest()
+        log.info("worker %s is ready: %d slots on queue %s", self.life, len(slots), self.queue.name)
+
+    def _make_slots(self) -> list[Slot]:
+        settings = self.settings
         shop = Workshop(
             settings=settings,
             agreed=self._agreed,
@@ -235,6 +285,7 @@ class Node:
             outage=self._outage,
             spawner=self._spawner,
             draining=self.draining,
+            is_revoked=self._is_revoked,
             on_setup_lines=self._report.lines,
             on_finished=self._finished,
             on_broken=self._fail,
@@ -247,46 +298,39 @@ class Node:
                 {"CUDA_VISIBLE_DEVICES": gpu},
                 other_interpreter=settings.python != sys.executable,
             )
-            self.slots[index] = Slot(index, self.life, shop, environment, gpu)
+            self.slots.append(Slot(index, self.life, shop, environment, gpu))
         if withheld:
             log.info("not passed on to the model: %s (--model-env NAME passes one on)", ", ".join(withheld))
-        self._report.begin()
-        slots = [slot for slot in self.slots if slot is not None]
-        with ThreadPoolExecutor(len(slots), thread_name_prefix="setup") as pool:
-            setups = [pool.submit(slot.set_up) for slot in slots]
-        failures = [error for setup in setups if (error := setup.exception()) is not None]
-        self._report.end(self._link, None if not failures else str(failures[0]))
-        if failures:
-            raise failures[0]
-        if self.draining.is_set():
-            return
-        for setup in setups:
-            self.queue.setup_took(self._link, setup.result())
-        self._about = json.dumps({"worker": settings.name, "slots": len(slots), "gpus": self._assigned}).encode()
-        self._heartbeat(slots)
-        keeper = threading.Thread(target=self._guarded, args=(self._keep,), name="keeper", daemon=True)
-        self._threads.append(keeper)
-        keeper.start()
-        self._ready = True
-        reporting.set_ready_file(True)
-        for slot in slots:
-            slot.rest()
-        log.info("worker %s is ready: %d slots on queue %s", self.life, len(slots), self.queue.name)
+        return self.slots
 
-    def _await_group(self) -> None:
+    def _group_is_there(self) -> bool:
+        """Wait for the group, or make it; False when told to stop before."""
         said = False
         while not self._stop_wanted.is_set():
-            try:
-                if self.settings.create_group:
-                    self.queue.create_group(self._link)
-                if self.queue.group_exists(self._link):
-                    return
-                if not said:
-                    log.warning("queue %s does not exist yet, waiting for it", self.queue.name)
-                    said = True
-            except ServerLost:
-                pass
+            if self.settings.create_group:
+                self.queue.create_group(self._link)
+            if self.queue.group_exists(self._link):
+                return True
+            if not said:
+                log.warning("queue %s does not exist yet, waiting for it", self.queue.name)
+                said = True
             self._stop_wanted.wait(GROUP_PAUSE)
+        return False
+
+    def _insist(self, step: Callable[[], T]) -> T | None:
+        """Do a step on our link, through any outage; None when told to stop before."""
+        pause = 0.05
+        while not self._stop_wanted.is_set():
+            try:
+                return step()
+            except ServerLost:
+                self._stop_wanted.wait(pause)
+                pause = min(1.0, pause * 2)
+        return None
+
+    def _start_thread(self, target: Callable[[], None]) -> None:
+        name = target.__name__.strip("_")
+        threading.Thread(target=self._guarded, args=(target,), name=name, daemon=True).start()
 
     # -- the keeper
 
@@ -294,17 +338,16 @@ class Node:
         """Heartbeats every third of the lease; between them, cancel keys of predictions that take long."""
         every = self._agreed.lease / 3
         due = time.monotonic() + every
-        slots = [slot for slot in self.slots if slot is not None]
         while not self._closed.wait(TICK):
             try:
-                self._look_for_cancels(slots)
+                self._look_for_cancels(self.slots)
                 if time.monotonic() >= due:
                     due = time.monotonic() + every
                     self._guardian.check()
-                    self._heartbeat(slots)
+                    self._heartbeat(self.slots)
             except ServerError as error:
                 if time.monotonic() - self._heard > 3 * self._agreed.lease:
-                    self._give_up(slots, error)
+                    self._give_up(self.slots, error)
 
     def _look_for_cancels(self, slots: list[Slot]) -> None:
         long_ago = time.monotonic() - LONG
@@ -377,14 +420,13 @@ class Node:
         began = time.monotonic()
         self.draining.set()
         log.info("draining: nothing new is started")
-        slots = [slot for slot in self.slots if slot is not None]
+        slots = self.slots
         try:
             self._drain(slots, began)
         except ServerError as error:
             log.warning("draining without Redis: %s", error)
-        if not self._ready:
-            for slot in slots:
-                slot.kill_runner()
+        for slot in slots:
+            slot.kill_runner()  # a setup() may still be going on
         reporting.set_ready_file(False)
         state.should_stop = self.exit_code
         self._wake_hub.set()

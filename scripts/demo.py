@@ -132,18 +132,19 @@ def empty(folder: Path) -> None:
 def run(model_python: Path, folder: Path) -> int:
     empty(folder)
     log = folder / "fleet.log"
-    name = str(COMMAND.relative_to(ROOT)) if COMMAND.is_relative_to(ROOT) else str(COMMAND)
+    program = str(COMMAND.relative_to(ROOT)) if COMMAND.is_relative_to(ROOT) else str(COMMAND)
     with EmbeddedServer() as redis, file_server(folder) as files:
-        env = {**os.environ, "REDIS_URL": redis.url}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("COG_CELERY_")}
+        env = {**own, "REDIS_URL": redis.url}
         print(f"A server of its own: REDIS_URL={redis.url}")
 
-        start = [name, "run", str(MODEL), "--queue", QUEUE, "--python", str(model_python)]
+        start = [program, "run", str(MODEL), "--queue", QUEUE, "--python", str(model_python)]
         start += ["--upload-url", f"{files.url}/upload"]
         show(start)
         with running_fleet(start, env, log) as fleet:
             print(f"(in the background; its output is in {log})")
 
-            send = [name, "send", "--queue", QUEUE, "--output", "text"]
+            send = [program, "send", "--queue", QUEUE, "--output", "text"]
             for value in (f"image={files.url}/{PHOTOGRAPH.name}", f"count={COUNT}", "pause=0.5"):
                 send += ["-i", value]
             show(send)
@@ -152,9 +153,11 @@ def run(model_python: Path, folder: Path) -> int:
     pictures = sorted(folder.glob("*.jpg"))
     if status == INTERRUPTED:
         raise KeyboardInterrupt
-    if status or len(pictures) != COUNT:
+    if status or fleet.returncode or len(pictures) != COUNT:
         print(
-            f"\nThe demonstration failed (exit status {status}, {len(pictures)} of {COUNT} pictures).", file=sys.stderr
+            f"\nThe demonstration failed: `send` ended with {status}, `run` with {fleet.returncode}, "
+            f"and there are {len(pictures)} of {COUNT} pictures.",
+            file=sys.stderr,
         )
         print(f"The end of {log}:\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
         return 1

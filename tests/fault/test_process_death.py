@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +194,16 @@ def test_kill_9_of_run_leaves_nothing(fleet: FleetFactory) -> None:
     whole.producer.wait_for(request, lambda response: bool(response["logs"]))
     [child] = whole.children
     assert len(whole.processes()) >= 6, "run, bridge, worker, two runners, the model's child"
+    child.kill()
+    whole.check_nothing_left()
+
+
+def test_kill_9_of_run_takes_its_own_server_along(fleet: FleetFactory) -> None:
+    whole = fleet("modes", start=False)
+    command = [sys.executable, "-m", "cog_celery", "run", str(whole.model), "--queue", whole.queue]
+    child = whole.start_child("run", ["env", "-u", "REDIS_URL", *command])
+    wait_until(lambda: child.check_running() or "XADD" in child.text(), "the line to paste", timeout=30)
+    assert any("valkey-server" in process.command for process in whole.processes())
     child.kill()
     whole.check_nothing_left()
 

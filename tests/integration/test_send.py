@@ -252,15 +252,30 @@ def test_a_second_ctrl_c_leaves_at_once(
     assert served.requests[0]["response_queue"] in err
 
 
+def leave(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C, and once more as soon as it says that it may be."""
+    assert process.stderr is not None
+    process.send_signal(signal.SIGINT)
+    assert "canceling" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+
+
 def test_it_says_so_when_nobody_serves_the_queue(redis_server: RedisServer, queue: str) -> None:
     process = start(redis_server, "send", "--queue", queue)
     assert process.stderr is not None
     hint = process.stderr.readline()
     assert "nobody serves" in hint and queue in hint and "1 request" in hint
+    leave(process)
+
+
+def test_a_request_that_is_gone_without_an_answer_is_not_waited_for(redis_server: RedisServer, queue: str) -> None:
+    process = start(redis_server, "send", "--queue", queue)
+    wait_until(lambda: redis_server.client.xlen(queue), "the request")
     redis_server.client.delete(queue)
-    status, _, err = finish(process)
-    assert status == 1
-    assert "is gone from" in err
+    status, out, err = finish(process)
+    assert (status, out) == (1, "")
+    assert "is gone from" in err and err.count("\n") == 1
 
 
 def test_it_says_so_when_the_request_only_waits(redis_server: RedisServer, queue: str) -> None:
@@ -269,10 +284,7 @@ def test_it_says_so_when_the_request_only_waits(redis_server: RedisServer, queue
     process = start(redis_server, "send", "--queue", queue)
     assert process.stderr is not None
     assert "still waits, 2 requests" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    assert "canceling" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    assert finish(process)[0] == 130
+    leave(process)
 
 
 def test_without_notifications_it_polls(own_server: RedisServer, queue: str) -> None:

@@ -123,7 +123,9 @@ def test_watch_and_wait_for_credit_return_at_once_when_there_is_something_and_co
     other.close()
 
 
-def test_a_claim_moves_the_entry_to_the_slot_and_keeps_the_attempt_and_may_be_repeated(link: Link, queue: Queue) -> None:
+def test_a_claim_moves_the_entry_to_the_slot_and_keeps_the_attempt_and_may_be_repeated(
+    link: Link, queue: Queue
+) -> None:
     add(link, queue)
     lives(link, queue, SLOT)
     _, delivery = take(link, queue)
@@ -191,7 +193,9 @@ def test_a_commit_ends_the_delivery_and_takes_the_next_in_one_step(link: Link, q
     assert link.call("XRANGE", queue.run_time, "-", "+")[0][1] == [b"duration", b"0.250000"]
 
 
-def test_a_commit_that_is_repeated_after_a_lost_reply_is_settled_and_finds_what_it_took(link: Link, queue: Queue) -> None:
+def test_a_commit_that_is_repeated_after_a_lost_reply_is_settled_and_finds_what_it_took(
+    link: Link, queue: Queue
+) -> None:
     delivery = running(link, queue)
     second = add(link, queue, "second")
     response = f"{queue.name}-r"
@@ -323,7 +327,9 @@ def test_a_consumer_with_something_pending_is_not_deleted(link: Link, queue: Que
     assert queue.idle_consumers(link, -1) == [BRIDGE]
 
 
-def test_a_slot_in_its_turn_is_served_before_the_bridge_that_watches(link: Link, queue: Queue, redis_server: RedisServer) -> None:
+def test_a_slot_in_its_turn_is_served_before_the_bridge_that_watches(
+    link: Link, queue: Queue, redis_server: RedisServer
+) -> None:
     slot = Link(redis_server.url, "slot")
     served: list[Delivery | None] = []
     thread = threading.Thread(target=lambda: served.append(queue.next(slot, SLOT, 10)))
@@ -342,7 +348,7 @@ def test_the_first_process_settles_how_a_queue_works(link: Link, queue: Queue) -
     assert queue.agree(link, None, 2.5, None).lease == 2.5
     agreed = queue.agree(link, "cog-0.4", None, 3)
     assert (agreed.dialect, agreed.lease, agreed.max_attempts) == ("cog-0.4", 2.5, 3)
-    with pytest.raises(SettingsConflict, match="lease=2.5"):
+    with pytest.raises(SettingsConflict, match=r"lease=2\.5"):
         queue.agree(link, None, 10.0, None)
 
 

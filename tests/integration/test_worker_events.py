@@ -41,7 +41,7 @@ class Rows:
     def _receive(self) -> None:
         with self._app.connection_for_read() as connection:
             receiver = self._app.events.Receiver(connection, handlers={"*": self.events.append})
-            with receiver.consumer_context():
+            with receiver.consumer_context() as (connection, _, _):
                 self._ready.set()
                 while not self._stop.is_set():
                     try:
@@ -85,6 +85,13 @@ def test_each_prediction_is_a_row_of_its_own_and_turns_are_not_shown(modes: Flee
     for request in requests:
         assert rows.wait(request.id, "task-succeeded") == ["task-received", "task-started", "task-succeeded"]
     assert {event["uuid"] for event in rows.tasks()} == {request.id for request in requests}
+
+
+@pytest.mark.parametrize("id", ["not/safe id", "", "x" * 500, None])
+def test_a_row_without_a_safe_id_is_named_after_its_entry(modes: Fleet, rows: Rows, id: str | None) -> None:
+    request = modes.producer.send({"mode": "hello"}, id=id)
+    modes.producer.wait(request)
+    assert rows.wait(request.entry, "task-succeeded")
 
 
 def test_a_row_tells_the_time_of_its_prediction(modes: Fleet, rows: Rows) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -238,13 +239,12 @@ class Fleet:
         self.check_nothing_left()
 
     def check_nothing_left(self, *, but: Iterable[Child] = (), timeout: float = 3.0) -> None:
-        """AssertionError unless every process of this fleet ends within `timeout` seconds, but these children."""
-        spared = {child.pid for child in but}
-
-        def nothing() -> bool:
-            return not any(process.pid not in spared for process in self.processes())
-
-        wait_until(nothing, f"nothing to be left of {self.queue}: {self.processes()}", timeout, interval=0.02)
+        """AssertionError unless every process of this fleet ends within `timeout` seconds, but these with theirs."""
+        spared = family(child.pid for child in but)
+        deadline = time.monotonic() + timeout
+        while left := self.processes() - spared:
+            assert time.monotonic() < deadline, f"left of {self.queue} after {timeout:g} s: {left}"
+            time.sleep(0.02)
 
     def discard(self) -> None:
         """End everything, without judging."""

@@ -35,6 +35,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection; a reply is a function of it."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     web: Web
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -147,21 +148,22 @@ class _Server(ThreadingHTTPServer):
 
 
 class Web:
-    """A server on a free port of 127.0.0.1. `on` scripts its answers; anything else is a 404."""
+    """A server on a free port of `host`, an address. `on` scripts its answers; anything else is a 404."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self.replies: dict[str, list[Reply]] = {}
         self.seen: list[Seen] = []
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         self.dropped = threading.Event()
         handler = type("BoundHandler", (Handler,), {"web": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._server = type("BoundServer", (_Server,), {"address_family": family})((host, 0), handler)
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.scheme = "https" if tls else "http"
         self.port: int = self._server.server_address[1]
-        self.netloc = f"127.0.0.1:{self.port}"
+        self.netloc = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         self.url = f"{self.scheme}://{self.netloc}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import base64
 import gzip
-import os
-import resource
-import signal
+import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -316,6 +315,27 @@ def test_a_prediction_that_is_canceled_already_fetches_nothing(web: Web, client:
     with pytest.raises(Canceled):
         one(web.url + "/a", tmp_path, client, cancel=cancel)
     assert web.seen == []
+
+
+def test_no_log_holds_a_query(web: Web, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    web.on("/a", raw(b"HTTP/1.1 302 Found\r\nLocation: /b?hunter2secret\r\nbroken header\r\n\r\n"))
+    web.on("/b", reply(503), reply(200, b"x"))
+    with caplog.at_level(logging.DEBUG):
+        one(f"{web.url}/a?{SECRET}", tmp_path, client)
+    assert SECRET not in caplog.text
+
+
+def test_an_address_may_be_ipv6(client: Client, tmp_path: Path) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("there is no IPv6")
+    try:
+        web = Web(host="::1")
+    except OSError:
+        pytest.skip("there is no IPv6")
+    with web:
+        web.on("/a", reply(200, b"x"))
+        assert one(web.url + "/a", tmp_path, client).read_bytes() == b"x"
+        assert web.seen[0].headers["Host"] == web.netloc
 
 
 def test_connections_are_kept(web: Web, client: Client, tmp_path: Path) -> None:

@@ -261,6 +261,8 @@ def test_a_child_gets_these_settings_whatever_variables_its_parent_had() -> None
     assert child["PATH"] == "/bin"
     assert "REDIS_URL" not in child
     assert Settings.load({}, child) == settings
+    settings.install(env)
+    assert env == child
 
 
 def test_the_shown_defaults_can_be_given() -> None:

@@ -1,4 +1,7 @@
-"""The exceptions that a model may catch. It must not know who raises them."""
+"""The exceptions that a model may catch.
+
+It must not know who raises them.
+"""
 
 from __future__ import annotations
 

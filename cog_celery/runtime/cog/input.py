@@ -1,4 +1,7 @@
-"""What a predictor says of one input: its default and its constraints. It must not know the input's type or any value."""
+"""What a predictor says of one input: its default and its constraints.
+
+It must not know the input's type or any value.
+"""
 
 from __future__ import annotations
 
@@ -66,10 +69,11 @@ class FieldInfo:
 
     def __repr__(self) -> str:
         said = [(name, getattr(self, name)) for name in self.__slots__]
-        return "Input(%s)" % ", ".join(f"{name}={value!r}" for name, value in said if value is not None and value is not MISSING)
+        shown = [f"{name}={value!r}" for name, value in said if value is not None and value is not MISSING]
+        return f"Input({', '.join(shown)})"
 
 
-def Input(  # noqa: N802
+def Input(
     default: Any = MISSING,
     description: Optional[str] = None,
     ge: Optional[float] = None,
@@ -84,8 +88,9 @@ def Input(  # noqa: N802
 ) -> Any:
     """Describe an input, as the default of predict()'s argument.
 
-    `ge`, `le` bound a number, `min_length`, `max_length` and `regex` (from the start) a str, `choices` lists all that may be given;
-    on a list each of them applies to every element. Raises ValueError for a default and a default_factory together.
+    `ge` and `le` bound a number; `min_length`, `max_length` and `regex` (from the start) a str; `choices` lists all
+    that may be given. On a list each of them applies to every element. Raises ValueError for a default together with a
+    default_factory.
     """
     return FieldInfo(
         default, description, ge, le, min_length, max_length, regex, choices, default_factory, deprecated, accept

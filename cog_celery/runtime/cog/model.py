@@ -1,21 +1,35 @@
-"""Structured values: a class with annotations becomes a dataclass with keyword arguments. It must not know how values become JSON."""
+"""Structured values: a class with annotations becomes a dataclass with keyword arguments.
+
+It must not know how values become JSON.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import sys
 import typing
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        return lambda cls: cls
+
 
 __all__ = ["BaseModel"]
 
 
+@dataclass_transform(kw_only_default=True)
 class BaseModel:
     """Base of a structured value: annotated names are its fields.
 
-    A field that is Optional may be left out. Fields that were never set are left out of an output. `auto_dataclass=False` leaves
-    the class as it is, for one that is decorated by hand; other arguments go to dataclasses.dataclass().
+    A field that is Optional may be left out. Fields that were never set are left out of an output.
+    `auto_dataclass=False` leaves the class as it is, for one that is decorated by hand; other arguments go to
+    dataclasses.dataclass().
     Raises TypeError and ValueError for bases that do not go together.
     """
 
@@ -43,7 +57,7 @@ class BaseModel:
             if default is dataclasses.MISSING and _is_optional(annotation):
                 setattr(cls, name, None)
             elif isinstance(default, (list, dict, set)):
-                setattr(cls, name, dataclasses.field(default_factory=lambda value=default: copy.deepcopy(value)))
+                setattr(cls, name, dataclasses.field(default_factory=functools.partial(copy.deepcopy, default)))
         # An __init__ of our own: dataclasses' would refuse a field without a default behind one that has one.
         dataclasses.dataclass(init=False, **options)(cls)
         if init and "__init__" not in cls.__dict__:
@@ -80,11 +94,11 @@ def _own_annotations(cls: type) -> dict[str, Any]:
         import annotationlib
 
         return dict(annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF))
-    return dict(cls.__dict__.get("__annotations__", {}))
+    return dict(cls.__dict__.get("__annotations__", {}))  # noqa: RUF063 -- inspect has no such function before 3.10
 
 
 def _is_optional(annotation: Any) -> bool:
     if isinstance(annotation, str):  # from __future__ import annotations
         text = annotation.replace(" ", "")
-        return text.startswith(("Optional[", "typing.Optional[")) or text.endswith("|None") or text.startswith("None|")
+        return text.startswith(("Optional[", "typing.Optional[", "None|")) or text.endswith("|None")
     return type(None) in typing.get_args(annotation) and typing.get_origin(annotation) is not typing.Literal

@@ -1,7 +1,11 @@
-"""What a model may say and ask about the prediction that runs: metrics and context. It must not know how they travel."""
+"""What a model may say and ask about the prediction that runs: metrics and context.
+
+It must not know how they travel.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -26,30 +30,30 @@ class Metrics(MutableMapping[str, Any]):
         self._scope = scope
 
     def __getitem__(self, name: str) -> Any:
-        return self._scope._recorded[name]
+        return self._scope.recorded[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._scope.record_metric(name, value)
 
     def __delitem__(self, name: str) -> None:
-        del self._scope._recorded[name]
+        del self._scope.recorded[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._scope._recorded)
+        return iter(self._scope.recorded)
 
     def __len__(self) -> int:
-        return len(self._scope._recorded)
+        return len(self._scope.recorded)
 
 
 class Scope:
     """One prediction's metrics and context; outside a prediction it forgets what it is told."""
 
-    __slots__ = ("_active", "_recorded", "context")
+    __slots__ = ("_active", "context", "recorded")
 
     def __init__(self, context: Mapping[str, str], active: bool = True) -> None:
         self.context = context
         self._active = active
-        self._recorded: dict[str, Any] = {}
+        self.recorded: dict[str, Any] = {}
 
     @property
     def metrics(self) -> Metrics:
@@ -59,7 +63,7 @@ class Scope:
     def record_metric(self, name: str, value: Any, mode: str = "replace") -> None:
         """Set a metric, add to it (`incr`) or append to it (`append`); None deletes it.
 
-        Raises ValueError for a name that is not allowed or an unknown mode, TypeError for a value of another type than before.
+        Raises ValueError for a name that is not allowed or an unknown mode, TypeError for another type than before.
         """
         _check_name(name)
         if mode not in ("replace", "incr", "append"):
@@ -67,26 +71,26 @@ class Scope:
         if not self._active:
             return
         if value is None:
-            self._recorded.pop(name, None)
+            self.recorded.pop(name, None)
             return
         value = _plain(name, value)
-        before = self._recorded.get(name)
+        before = self.recorded.get(name)
         if mode == "append":
             if before is None:
                 before = []
             elif not isinstance(before, list):
                 raise TypeError(f"metric {name!r} is {type(before).__name__}: nothing can be appended to it")
-            self._recorded[name] = [*before, value]
+            self.recorded[name] = [*before, value]
             return
         if mode == "incr":
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"metric {name!r} cannot be increased by {type(value).__name__}")
             if before is not None and not isinstance(before, bool) and isinstance(before, (int, float)):
-                self._recorded[name] = before + value
+                self.recorded[name] = before + value
                 return
         if before is not None and type(before) is not type(value):
             raise TypeError(f"metric {name!r} is {type(before).__name__}, not {type(value).__name__}; delete it first")
-        self._recorded[name] = value
+        self.recorded[name] = value
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -94,6 +98,8 @@ def _plain(name: str, value: Any) -> Any:
         value = value.item()  # a number of numpy's
     if not isinstance(value, _TYPES):
         raise TypeError(f"metric {name!r} must be a bool, int, float, str, list or dict, not {type(value).__name__}")
+    if isinstance(value, (list, dict)):
+        value = json.loads(json.dumps(value))  # a copy, and a TypeError for what has no form in JSON
     return value
 
 
@@ -101,8 +107,9 @@ def _check_name(name: str) -> None:
     segments = name.split(".")
     if len(name) > MAX_NAME or len(segments) > MAX_SEGMENTS or not all(map(_SEGMENT.match, segments)):
         raise ValueError(
-            f"metric name {name[: MAX_NAME + 1]!r} is not allowed: up to {MAX_SEGMENTS} segments joined by dots, {MAX_NAME} characters, "
-            "each segment letters, digits and single underscores, beginning with a letter, ending with a letter or digit"
+            f"metric name {name[: MAX_NAME + 1]!r} is not allowed: up to {MAX_SEGMENTS} segments joined by dots, "
+            f"{MAX_NAME} characters in all, each segment of letters, digits and single underscores, a letter first "
+            "and a letter or digit last"
         )
     if name == "predict_time" or segments[0] == "cog":
         raise ValueError(f"metric name {name!r} is reserved")

@@ -1,11 +1,14 @@
-"""The types that a predictor may declare beyond Python's own. It must not know how they are checked, fetched or uploaded."""
+"""The types that a predictor may declare beyond Python's own.
+
+It must not know how they are checked, fetched or uploaded.
+"""
 
 from __future__ import annotations
 
 import io
 import pathlib
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Optional, TypeVar
+from typing import Optional, TypeVar
 
 from .input import FieldInfo, Input
 
@@ -70,8 +73,3 @@ class ConcatenateIterator(Iterator[Item]):
 
 class AsyncConcatenateIterator(AsyncIterator[Item]):
     """As ConcatenateIterator, yielded by an async generator."""
-
-
-def is_secret(annotation: Any) -> bool:
-    """Whether an annotation is Secret or a class made from it."""
-    return isinstance(annotation, type) and issubclass(annotation, Secret)

@@ -1,7 +1,8 @@
-"""SIGUSR1, and where it strikes: the one place that decides when a prediction may be interrupted. It must not know what runs.
+"""SIGUSR1, and where it strikes: the one place that decides when a prediction may be interrupted.
 
-The signal may come at any moment. While the model's code runs in the main thread it raises CancelationException there; while the
-runner itself is at work (a message half written) it is kept for the next step; outside a prediction it hits nobody.
+It must not know what runs. The signal may come at any moment. While the model's code runs in the main thread it
+raises CancelationException there; while the runner itself is at work (a message half written) it is kept for the next
+step; outside a prediction it hits nobody.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from ..exceptions import CancelationException
 class Cancelation:
     """Used by the main thread, which is where Python runs its signal handlers.
 
-    begin() and end() enclose a prediction. Within it `in_model` is set right before the model's code is entered and cleared behind
-    it, inside a `try` that catches CancelationException; after setting it, `pending` has to be looked at.
+    begin() and end() enclose a prediction. Within it `in_model` is set right before the model's code is entered and
+    cleared behind it, inside a `try` that catches CancelationException; once it is set, `pending` has to be looked at.
     """
 
     __slots__ = ("_running", "in_model", "pending", "requested", "wake")
@@ -52,9 +53,10 @@ class Cancelation:
         if self.in_model:
             self.in_model = False
             raise CancelationException
-        self.pending = True
         if self.wake is not None:
             self.wake()
+        else:
+            self.pending = True
 
 
 def is_cancelation(error: BaseException) -> bool:

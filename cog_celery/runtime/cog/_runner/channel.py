@@ -1,4 +1,7 @@
-"""The two pipes to the slot: lines in, lines out. It must not know what the messages mean."""
+"""The two pipes to the slot: lines in, lines out.
+
+It must not know what the messages mean.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ READ_SIZE = 1 << 16
 
 
 class Channel:
-    """One message a line, each sent by one write. Only the process that made it can use it: a fork's copies are closed."""
+    """One message a line, sent by one write. Only the process that made it can use it: a fork's copies are closed."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         os.set_inheritable(read_fd, False)

@@ -1,6 +1,7 @@
-"""What the runner needs of cog.yaml, read without a YAML library. It must not judge the rest of the file.
+"""What the runner needs of cog.yaml, read without a YAML library.
 
-Read are top-level keys with plain or quoted scalars, and `max` below `concurrency`. Whatever stands below other keys is passed over.
+It must not judge the rest of the file. Read are top-level keys with plain or quoted scalars, and `max` below
+`concurrency`. Whatever stands below other keys is passed over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any, Optional
 from .refusal import Refused
 
 FILE = "cog.yaml"
-_KEY = re.compile(r"""(?:"(?P<double>[^"\\]*)"|'(?P<single>[^']*)'|(?P<plain>[A-Za-z_][\w.-]*))[ \t]*:(?:[ \t]+(?P<value>.*))?\Z""")
+_KEY = re.compile(
+    r"""(?:"(?P<double>[^"\\]*)"|'(?P<single>[^']*)'|(?P<plain>[A-Za-z_][\w.-]*))[ \t]*:(?:[ \t]+(?P<value>.*))?\Z"""
+)
 _DOUBLE = re.compile(r'"((?:[^"\\]|\\["\\/])*)"[ \t]*(?:#.*)?\Z')
 _SINGLE = re.compile(r"'((?:[^']|'')*)'[ \t]*(?:#.*)?\Z")
 _FLOW_MAX = re.compile(r"""(?:^\{|,)\s*["']?max["']?\s*:\s*(\d+)\s*(?:,|\}\s*(?:#.*)?\Z)""")
@@ -32,10 +35,8 @@ class Config:
 def read_config(text: str) -> Config:
     """Raises Refused for text that is not understood, and when there is no predictor in it."""
     text = text.lstrip("\ufeff")
-    if text.lstrip().startswith("{"):  # JSON is YAML too
-        entries = _from_json(text)
-    else:
-        entries = _top_level(text)
+    # JSON is YAML too.
+    entries = _from_json(text) if text.lstrip().startswith("{") else _top_level(text)
     references = [name for name in ("predict", "run") if name in entries]
     if not references:
         raise Refused(
@@ -46,9 +47,7 @@ def read_config(text: str) -> Config:
     entry = entries[references[0]]
     reference = entry.scalar()
     if not reference:
-        raise Refused(
-            f"{references[0]} is empty", f'write {references[0]}: "predict.py:Predictor"', FILE, entry.line
-        )
+        raise Refused(f"{references[0]} is empty", f'write {references[0]}: "predict.py:Predictor"', FILE, entry.line)
     concurrency = entries.get("concurrency")
     return Config(reference, entry.line, concurrency.maximum() if concurrency else 1)
 
@@ -74,7 +73,10 @@ class _Entry:
         plain = _without_comment(self.value)
         if self.below or plain[:1] in tuple("\"'&*!|>{}[]%@`,?#"):
             raise Refused(
-                f"{self.name} is not a plain string", f'write {self.name}: "predict.py:Predictor" on one line', FILE, self.line
+                f"{self.name} is not a plain string",
+                f'write {self.name}: "predict.py:Predictor" on one line',
+                FILE,
+                self.line,
             )
         return None if plain in ("", "~", "null", "Null", "NULL") else plain
 
@@ -88,7 +90,9 @@ class _Entry:
             if key and _name(key) == "max":
                 number = _without_comment(key.group("value") or "").strip("\"'")
                 if not number.isdigit() or int(number) < 1:
-                    raise Refused(f"concurrency.max is {number!r}", "write a whole number of 1 or more", FILE, self.line)
+                    raise Refused(
+                        f"concurrency.max is {number!r}", "write a whole number of 1 or more", FILE, self.line
+                    )
                 return int(number)
         return 1
 

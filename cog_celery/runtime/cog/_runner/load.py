@@ -1,4 +1,7 @@
-"""Finds the predictor in the model's folder, imports and makes it, and runs its setup(). It must not know about predictions."""
+"""Finds the predictor in the model's folder, imports and makes it, and runs its setup().
+
+It must not know about predictions.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,12 @@ ONCE_BROUGHT = {
     "uvicorn": "uvicorn",
     "yaml": "PyYAML",
 }
-_RUNTIME = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Where frames come from that are not the model's: the runner, Python's imports and its event loop.
+_NOT_THE_MODEL = (
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
+    os.path.join(os.path.dirname(os.__file__), "asyncio") + os.sep,
+    "<frozen importlib",
+)
 
 
 class Predictor:
@@ -59,7 +67,8 @@ def load_predictor(model_dir: str, reference: Optional[str]) -> Predictor:
                 config = read_config(file.read())
         except FileNotFoundError:
             raise Refused(
-                f"{FILE} not found in {folder}", f'write one with predict: "predict.py:Predictor", or name another folder'
+                f"{FILE} not found in {folder}",
+                'write one with predict: "predict.py:Predictor", or name another folder',
             ) from None
         except UnicodeDecodeError as error:
             raise Refused(f"{FILE} is not UTF-8: {error}", "save it as UTF-8", FILE) from None
@@ -67,7 +76,10 @@ def load_predictor(model_dir: str, reference: Optional[str]) -> Predictor:
     file_name, _, name = reference.partition(":")
     if not file_name.endswith(".py") or not os.path.isfile(file_name):
         raise Refused(
-            f"predictor not found: {reference}", f"{file_name} is no Python file in {folder}; name one that is", FILE, line
+            f"predictor not found: {reference}",
+            f"{file_name} is no Python file in {folder}; name one that is",
+            FILE,
+            line,
         )
     sys.path.insert(0, folder)
     sys.argv[:] = [file_name]
@@ -105,9 +117,7 @@ def _import(file_name: str) -> types.ModuleType:
             raise
         where = traceback.extract_tb(model_frames(error))
         place = (os.path.relpath(where[0].filename), where[0].lineno) if where else (file_name, None)
-        raise Refused(
-            str(error), f"add {needed} to the model's requirements: Cog used to bring it", *place
-        ) from error
+        raise Refused(str(error), f"add {needed} to the model's requirements: Cog used to bring it", *place) from error
     return module
 
 
@@ -160,11 +170,11 @@ def _class_line(target: type) -> Optional[int]:
 
 
 def model_frames(error: BaseException) -> Optional[types.TracebackType]:
-    """An exception's traceback from the first frame on that is not the runner's own, or Python's import machinery."""
+    """An exception's traceback from the model's first frame on."""
     trace = error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if not file.startswith((_RUNTIME, "<frozen importlib")):
+        if not file.startswith(_NOT_THE_MODEL):
             break
         trace = trace.tb_next
     return trace

@@ -1,4 +1,7 @@
-"""The runner as a process: who may outlive whom, what its standard streams do. It must not know the protocol or the model."""
+"""The runner as a process: who may outlive whom, what its standard streams do.
+
+It must not know the protocol or the model.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ EXIT_LIMIT = 5
 def die_with(worker: int, read_fd: int) -> None:
     """Have the kernel kill this process when the worker dies, even in the middle of a prediction.
 
-    Where that cannot be had, because another process stands between the two or the system is not Linux, a thread waits for the
-    end of the worker's side of the pipe.
+    Where that cannot be had, because another process stands between the two or the system is not Linux, a thread waits
+    for the end of the worker's side of the pipe.
     """
     if os.getppid() == worker and _kill_with_parent():
         if os.getppid() != worker:  # it died before we asked
@@ -36,7 +39,7 @@ def _kill_with_parent() -> bool:
     try:
         import ctypes
 
-        return ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) == 0
+        return bool(ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) == 0)
     except (ImportError, OSError, AttributeError):  # an interpreter without ctypes, or a libc without prctl
         return False
 
@@ -51,11 +54,10 @@ def _wait_for_hangup(read_fd: int) -> None:
 def be_first_out_of_memory() -> None:
     """Have the kernel prefer this process, when memory runs out, over the worker."""
     # Not everywhere there is such a file, or leave to write it; the platform does without then.
-    with contextlib.suppress(OSError, ValueError):
-        with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
-            score = min(1000, int(file.read()) + OOM_SCORE_RAISE)
-            file.seek(0)
-            file.write(str(score))
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+        score = min(1000, int(file.read()) + OOM_SCORE_RAISE)
+        file.seek(0)
+        file.write(str(score))
 
 
 def prepare_streams() -> None:
@@ -68,19 +70,19 @@ def prepare_streams() -> None:
 
 def flush_streams() -> None:
     """Write what Python holds back, whatever the model has put in the streams' place."""
-    for stream in (sys.stdout, sys.stderr):
-        flush(stream)
+    _flush(sys.stdout)
+    _flush(sys.stderr)
     if sys.stdout is not sys.__stdout__:
-        flush(sys.__stdout__)
+        _flush(sys.__stdout__)
     if sys.stderr is not sys.__stderr__:
-        flush(sys.__stderr__)
+        _flush(sys.__stderr__)
 
 
-def flush(stream: Any) -> None:
-    """Flush a stream that may be closed, gone or no stream at all."""
-    # The model owns its streams: one that it broke has nothing left for us to write.
-    with contextlib.suppress(Exception):
+def _flush(stream: Any) -> None:
+    try:  # noqa: SIM105 -- in the path of every prediction
         stream.flush()
+    except Exception:
+        pass  # closed, gone, or no stream at all: the model owns it, and nothing is left in it for us to write
 
 
 def write_error(text: str) -> None:

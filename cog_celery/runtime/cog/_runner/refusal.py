@@ -1,4 +1,7 @@
-"""Why a predictor cannot be loaded, said with its place and what to write instead. It must not know who shows it."""
+"""Why a predictor cannot be loaded, said with its place and what to write instead.
+
+It must not know who shows it.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A predictor's inputs and output, read once from its signature. It must not import or call anything of the model's.
+"""A predictor's inputs and output, read once from its signature.
 
-What cannot work is refused here, before anything is consumed: `Refused`, with file, line and what to write instead.
+It must not import or call anything of the model's. What cannot work is refused here, before anything is consumed:
+`Refused`, with file, line and what to write instead.
 """
 
 from __future__ import annotations
@@ -44,7 +45,17 @@ _PLAIN: dict[Any, tuple[str, Converter]] = {
     inspect.Parameter.empty: ("Any", values.to_any),
 }
 _NUMBERS = ("int", "float")
-_KNOWN = "bool, int, float, str, cog.Path, cog.Secret, dict, Any, an Enum or Literal of str or int, Optional and List of these"
+_LIMITS: dict[str, tuple[type, ...]] = {
+    "ge": (float, int),
+    "le": (float, int),
+    "min_length": (int,),
+    "max_length": (int,),
+    "regex": (str,),
+}
+_KNOWN = (
+    "bool, int, float, str, cog.Path, cog.Secret, dict, Any, an Enum or Literal of str or int, "
+    "Optional and List of these"
+)
 
 
 class Input:
@@ -108,9 +119,7 @@ def inspect_predict(function: Any, name: str, method: bool) -> Signature:
         if not parameters or parameters[0].name != "self":
             raise reader.refused(f"{name}() must have 'self' first argument", f"write def {name}(self, …)")
         parameters = parameters[1:]
-    reader.refuse_variadic(
-        f"name every input: def {name}(self, text: str, …); a decorator has to use functools.wraps"
-    )
+    reader.refuse_variadic(f"name every input: def {name}(self, text: str, …); a decorator has to use functools.wraps")
     inputs = [_read_input(reader, parameter) for parameter in parameters]
     _check_output(reader)
     notes = [f"{field.shown}: File is the old way, declare cog.Path" for field in inputs if field.open is open_file]
@@ -127,7 +136,8 @@ def inspect_setup(function: Any) -> tuple[bool, Any]:
     extra = [parameter.name for parameter in parameters[1:] if parameter.name != "weights"]
     if extra:
         raise reader.refused(
-            f"unexpected setup() arguments: {', '.join(extra)}", "write def setup(self) or def setup(self, weights=None)"
+            f"unexpected setup() arguments: {', '.join(extra)}",
+            "write def setup(self) or def setup(self, weights=None)",
         )
     returned = reader.returned()
     if returned is not inspect.Signature.empty and returned not in (None, type(None), Any):
@@ -143,7 +153,9 @@ class _Function:
     def __init__(self, function: Any, shown: str, name: str) -> None:
         self.name = name
         self.shown = shown
-        self.function = inspect.unwrap(function) if callable(function) else function
+        # A static or class method has no self, and is no function either; some Pythons would unwrap it to one.
+        bare = callable(function) and not isinstance(function, (staticmethod, classmethod))
+        self.function = inspect.unwrap(function) if bare else function
         if not inspect.isfunction(self.function):
             raise Refused(f"{name} is not a function", f"write def {name}(self, …) in the class", *_place(function))
         self.file, self.line = _place(self.function)
@@ -174,12 +186,12 @@ class _Function:
             raise self.refused(
                 f"invalid input field {parameter.name}: its type {parameter.annotation!r} cannot be evaluated "
                 f"on Python {version}: {error}",
-                "import what it names when the module runs, and write Optional[…] and List[…] where Python is older than 3.10",
+                "import what it names also when the module runs; before Python 3.10 write Optional[…] for … | None",
                 parameter.name,
             ) from None
 
     def returned(self) -> Any:
-        """What it is said to return: None for `-> None`, inspect.Signature.empty when nothing is said or it cannot be known."""
+        """The type it is said to return; inspect.Signature.empty when nothing is said, or it cannot be known."""
         try:
             return self._resolve(self._returned)
         except Exception:  # only imported for type checkers, say: nothing depends on it
@@ -215,7 +227,9 @@ def _read_input(function: _Function, parameter: inspect.Parameter) -> Input:
         return function.refused(text, hint, parameter.name)
 
     if parameter.annotation is inspect.Parameter.empty:
-        raise refuse(f"missing type annotation for input: {field.name}", f"write {field.name}: str, or another of: {_KNOWN}")
+        raise refuse(
+            f"missing type annotation for input: {field.name}", f"write {field.name}: str, or another of: {_KNOWN}"
+        )
     element = _unfold(field, function.annotation(parameter), refuse)
     convert = _read_element(field, element, refuse)
     base = convert  # without constraints, for the choices and the default
@@ -344,6 +358,10 @@ def _constrain(field: Input, convert: Converter, refuse: _Refuse) -> Converter:
     info, kind = field.info, field.kind
     bounded = info.ge is not None or info.le is not None
     sized = info.min_length is not None or info.max_length is not None
+    for name, types_ in _LIMITS.items():
+        limit = getattr(info, name)
+        if limit is not None and (not isinstance(limit, types_) or isinstance(limit, bool)):
+            raise refuse(f"{name}={limit!r} is not {_type_name(types_[0])}: {field.shown}", "mend the constraint")
     if info.choices is not None:
         return _choose(field, convert, bounded, sized, refuse)
     if bounded and (kind not in _NUMBERS or field.choices):
@@ -382,7 +400,11 @@ def _choose(field: Input, convert: Converter, bounded: bool, sized: bool, refuse
             f"not all choices have the same type as input: {field.shown}", f"make every choice a {base.__name__}"
         )
     field.choices = choices
-    return values.to_text_choice(choices) if base is str else values.to_choice(convert, choices)
+    return (
+        values.to_text_choice([str(choice) for choice in choices])
+        if base is str
+        else values.to_choice(convert, choices)
+    )
 
 
 def _read_default(field: Input, base: Converter, refuse: _Refuse) -> None:
@@ -419,7 +441,9 @@ def _fit_default(field: Input, default: Any, base: Converter, refuse: _Refuse) -
         try:
             default = base(default)
         except Unfit:
-            raise refuse(f"{shown} is not of the type of input: {field.shown}", f"give a default of type {field.type}") from None
+            raise refuse(
+                f"{shown} is not of the type of input: {field.shown}", f"give a default of type {field.type}"
+            ) from None
     try:
         return field.convert(default)
     except Unfit as error:

@@ -1,4 +1,7 @@
-"""An input object against a signature: the arguments for predict(), or what is wrong with it. It must not know the predictor."""
+"""An input object against a signature: the arguments for predict(), or what is wrong with it.
+
+It must not know the predictor.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,29 @@ MAX_REPR = 1000
 class Accepted:
     """Valid input: predict()'s arguments, the URLs still to be fetched, the names that nobody knows."""
 
-    __slots__ = ("_places", "arguments", "ignored", "urls")
+    __slots__ = ("arguments", "files", "ignored", "urls")
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
         self.urls: list[str] = []
         self.ignored: list[str] = []
-        self._places: list[tuple[Input, int]] = []
+        self.files: list[tuple[Input, list[Optional[str]]]] = []
+        """The file inputs and their local paths; None for one that is to be fetched."""
 
     def add_file(self, field: Input, value: Any) -> None:
         """Note the URL, or URLs, of a file input."""
         urls = value if field.repeated else [value]
         self.urls += urls
-        self._places.append((field, len(urls)))
+        self.files.append((field, [None] * len(urls)))
 
     def fill(self, paths: list[str]) -> list[Any]:
-        """Put the local files in their places; returns those that were opened. `paths`: as many as `urls`, in their order."""
-        given = iter(paths)
+        """Put local files in their places; returns those that were opened. `paths`: one for each URL, in order."""
+        fetched = iter(paths)
         opened = []
-        for field, count in self._places:
-            files = [field.open(next(given)) for _ in range(count)]
-            self.arguments[field.name] = files if field.repeated else files[0]
-            opened += [file for file in files if hasattr(file, "close")]
+        for field, local in self.files:
+            made = [field.open(next(fetched) if path is None else path) for path in local]
+            self.arguments[field.name] = made if field.repeated else made[0]
+            opened += [file for file in made if hasattr(file, "close")]
         return opened
 
 
@@ -77,7 +81,10 @@ class Validator:
             elif required:
                 errors.append({"field": name, "kind": "missing", "limit": None, "value": ""})
             elif factory is not None:
-                arguments[name] = factory()
+                try:
+                    arguments[name] = factory()
+                except Exception as error:  # of the model's own code
+                    errors.append(_field_error(field, Unfit("invalid", f"its default cannot be made: {error!r}"), None))
             elif file and default is not None:
                 _default_file(accepted, field)
             else:
@@ -109,14 +116,22 @@ def _compile(field: Input) -> _Compiled:
 def _default_file(accepted: Accepted, field: Input) -> None:
     """A default that is a URL is fetched like any other; one that is a path lies in the model's folder."""
     default = field.default
-    if isinstance(default, str) and default.partition(":")[0].lower() in URL_SCHEMES:
+    if not isinstance(default, str):
+        accepted.arguments[field.name] = default
+    elif default.partition(":")[0].lower() in URL_SCHEMES:
         accepted.add_file(field, default)
     else:
-        accepted.arguments[field.name] = field.open(default) if isinstance(default, str) else default
+        accepted.files.append((field, [default]))
 
 
 def _field_error(field: Input, unfit: Unfit, value: Any) -> dict[str, Any]:
-    shown = MASK if field.secret else repr(value)
+    if field.secret:
+        shown = MASK
+    elif unfit.kind == "url_scheme":
+        # A URL may carry credentials: no more of it than its scheme, or what is no URL at all.
+        shown = repr(f"{unfit.limit}:…") if unfit.limit else "[…]" if field.repeated else repr(value.partition("?")[0])
+    else:
+        shown = repr(value)
     if len(shown) > MAX_REPR:
         shown = shown[:MAX_REPR] + "…"
     return {"field": field.name, "kind": unfit.kind, "limit": unfit.limit, "value": shown}

@@ -1,6 +1,7 @@
-"""From the JSON of an input to the value that predict() gets: conversions and constraints. It must not know about predictors.
+"""From the JSON of an input to the value that predict() gets: conversions and constraints.
 
-A converter takes what was given, returns the value, or raises Unfit with the kind and the limit of docs/runner-protocol.md.
+It must not know about predictors. A converter takes what was given, returns the value, or raises Unfit with the kind
+and the limit of docs/runner-protocol.md.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def to_any(value: Any) -> Any:
 def to_bool(value: Any) -> bool:
     """true, false, 1, 0, and the words that forms send."""
     if value is True or value is False:
-        return value  # type: ignore[no-any-return]
+        return value
     if isinstance(value, str):
         known = BOOLEANS.get(value.lower())
         if known is not None:

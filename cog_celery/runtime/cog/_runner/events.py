@@ -1,0 +1,84 @@
+"""The messages from the runner to the slot, as bytes; docs/runner-protocol.md says what they mean.
+
+It must not send them.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Optional
+
+from .outputs import to_json
+from .signature import Input
+
+PROTOCOL = 1
+
+
+def hello() -> bytes:
+    return _line({"type": "hello", "protocol": PROTOCOL, "python": sys.version.split()[0]})
+
+
+def ready(setup_time: float, inputs: list[Input]) -> bytes:
+    described = [{"name": field.name, "type": field.type, "required": field.required} for field in inputs]
+    return _line({"type": "ready", "setup_time": round(setup_time, 6), "inputs": described})
+
+
+def setup_failed(kind: str, error: str) -> bytes:
+    return _line({"type": "setup_failed", "kind": kind, "error": error})
+
+
+def accepted(id: bytes, files: list[str], ignored: list[str]) -> bytes:
+    """`id` is JSON already, here and below."""
+    if not files and not ignored:
+        return b'{"type":"accepted","id":%b,"files":[]}\n' % id
+    extra = b',"ignored":' + to_json(ignored) if ignored else b""
+    return b'{"type":"accepted","id":%b,"files":%b%b}\n' % (id, to_json(files), extra)
+
+
+def refused(id: bytes, errors: list[dict[str, Any]]) -> bytes:
+    return b'{"type":"refused","id":%b,"errors":%b}\n' % (id, to_json(_finite(errors)))
+
+
+def output(id: bytes, value: bytes, files: bytes) -> bytes:
+    """`value` and `files` are JSON already, `files` empty when there are none."""
+    if files:
+        return b'{"type":"output","id":%b,"value":%b,"files":%b}\n' % (id, value, files)
+    return b'{"type":"output","id":%b,"value":%b}\n' % (id, value)
+
+
+def done(
+    id: bytes,
+    status: bytes,
+    streamed: bool,
+    predict_time: float,
+    output: Optional[bytes] = None,
+    files: bytes = b"",
+    error: Optional[str] = None,
+    metrics: bytes = b"",
+) -> bytes:
+    parts = [b'{"type":"done","id":%b,"status":"%b"' % (id, status)]
+    if output is not None:
+        parts.append(b',"output":' + output)
+    if files:
+        parts.append(b',"files":' + files)
+    parts.append(b',"streamed":true' if streamed else b',"streamed":false')
+    if error is not None:
+        parts.append(b',"error":' + to_json(error))
+    if metrics:
+        parts.append(b',"metrics":' + metrics)
+    parts.append(b',"predict_time":%.6f}\n' % predict_time)
+    return b"".join(parts)
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return to_json(message) + b"\n"
+
+
+def _finite(errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A limit that is an infinity has no form in JSON."""
+    return [
+        {**error, "limit": None}
+        if isinstance(error["limit"], float) and error["limit"] - error["limit"] != 0
+        else error
+        for error in errors
+    ]

@@ -1,0 +1,129 @@
+"""The parent of several processes: what ends it, what it passes on, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import MARK, marked, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+PARENT = """
+import os, sys
+from cog_celery.supervisor import Fleet, Signals
+commands = {f"child{number}": [sys.executable, "-c", code] for number, code in enumerate(sys.argv[2:])}
+with Signals() as signals:
+    fleet = Fleet(commands, os.environ, float(sys.argv[1]), signals)
+    fleet.start()
+    sys.exit(fleet.wait(7))
+"""
+
+# Says `up`, counts SIGTERMs, and ends at the first with what ENDS says.
+POLITE = """
+import signal, sys
+signals = []
+signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+print("up", flush=True)
+while not signals:
+    signal.pause()
+print("stopped", flush=True)
+"""
+STUBBORN = """
+import signal
+signals = []
+signal.signal(signal.SIGTERM, lambda number, frame: print("told", flush=True))
+print("up", flush=True)
+while True:
+    signal.pause()
+"""
+TWICE = STUBBORN.replace('print("told", flush=True)', 'signals.append(print("told", flush=True))').replace(
+    "while True", "while len(signals) < 2"
+)
+
+
+class Parent:
+    def __init__(self, mark: str, patience: float, *children: str) -> None:
+        self.mark = mark
+        self.count = len(children)
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), MARK: mark}
+        command = [sys.executable, "-c", PARENT, str(patience), *children]
+        self.process = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def read(self, count: int) -> list[str]:
+        assert self.process.stdout is not None
+        return [self.process.stdout.readline().strip() for _ in range(count)]
+
+    def end(self) -> tuple[int, list[str]]:
+        out, _ = self.process.communicate(timeout=20)
+        wait_until(lambda: not marked(self.mark), f"nothing to be left of {marked(self.mark)}")
+        return self.process.returncode, out.split()
+
+
+@pytest.fixture
+def mark(request: pytest.FixtureRequest) -> str:
+    return f"{os.getpid()}-{request.node.name}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_signal_stops_all_and_is_no_failure(mark: str, number: signal.Signals) -> None:
+    parent = Parent(mark, 10, POLITE, POLITE)
+    assert parent.read(2) == ["up", "up"]
+    parent.process.send_signal(number)
+    assert parent.end() == (7, ["stopped", "stopped"])
+
+
+def test_ctrl_c_in_the_terminal_reaches_the_parent_alone(mark: str) -> None:
+    parent = Parent(mark, 10, POLITE.replace("SIGTERM", "SIGINT"), POLITE)
+    assert parent.read(2) == ["up", "up"]
+    os.killpg(parent.process.pid, signal.SIGINT)
+    # The first listens to SIGINT only, and so dies of the SIGTERM that is passed on: that was asked for.
+    assert parent.end() == (7, ["stopped"])
+
+
+def test_a_second_signal_is_passed_on_as_well(mark: str) -> None:
+    parent = Parent(mark, 30, TWICE, POLITE)
+    assert parent.read(2) == ["up", "up"]
+    parent.process.terminate()
+    assert sorted(parent.read(2)) == ["stopped", "told"]
+    parent.process.terminate()
+    assert parent.end() == (7, ["told"])
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("raise SystemExit(0)", 0), ("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)],
+)
+def test_a_child_that_ends_by_itself_ends_all_with_its_status(mark: str, code: str, status: int) -> None:
+    ends = POLITE.replace("while not signals:", f"sys.stdin.read()\n{code}\nif 1:")
+    parent = Parent(mark, 10, POLITE, ends)
+    assert parent.end()[0] == status
+
+
+def test_a_child_that_fails_to_stop_well_is_a_failure(mark: str) -> None:
+    parent = Parent(mark, 10, POLITE, POLITE + "sys.exit(5)")
+    assert parent.read(2) == ["up", "up"]
+    parent.process.terminate()
+    assert parent.end()[0] == 5
+
+
+def test_who_does_not_stop_in_time_is_killed(mark: str) -> None:
+    parent = Parent(mark, 0.3, STUBBORN, POLITE)
+    assert parent.read(2) == ["up", "up"]
+    parent.process.terminate()
+    assert parent.end()[0] == 137
+
+
+def test_kill_9_of_the_parent_leaves_nothing_behind(mark: str) -> None:
+    parent = Parent(mark, 10, STUBBORN, POLITE)
+    assert parent.read(2) == ["up", "up"]
+    assert len(marked(mark)) == 3
+    parent.process.kill()
+    assert parent.end()[0] == -9
