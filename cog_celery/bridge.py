@@ -19,7 +19,7 @@ import msgspec
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from cog_celery.celery import app, turn, worker_queue
+from cog_celery.celery import app, delete_queue, turn, worker_queue
 from cog_celery.errors import CogCeleryError, GroupMissing, ServerError, ServerLost, UsageError
 from cog_celery.link import Link, Outage
 from cog_celery.prediction import Prediction
@@ -94,7 +94,7 @@ class Dispatcher:
     def delete(self, life: str) -> None:
         """Delete the Celery queue of a worker that is gone. Raises ServerLost."""
         with self._lock, self._reaching():
-            worker_queue(life)(self._connection.default_channel).delete()
+            delete_queue(self._connection, life)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # whatever a transport raises: we are done with it
@@ -313,8 +313,7 @@ class StreamBridge:
             self._reclaim(lease)
         if now >= self._consumers_at:
             self._consumers_at = now + CONSUMERS_PAUSE
-            for consumer in self.queue.idle_consumers(self._link, max(CONSUMERS_PAUSE, 10 * lease)):
-                self.queue.forget(self._link, consumer)
+            self._forget_the_dead(max(CONSUMERS_PAUSE, 10 * lease))
 
     def _keep_ours(self, lease: float) -> None:
         """Extend what this bridge owns; tickets whose worker is gone, or that nobody claimed, go to the next credit."""
@@ -345,6 +344,19 @@ class StreamBridge:
         for worker, alive in lives.items():
             if not alive:
                 self._dispatcher.delete(worker)
+
+    def _forget_the_dead(self, idle: float) -> None:
+        """Delete consumers of processes that are gone, and the Celery queues of workers among them."""
+        gone: set[str] = set()
+        for consumer in self.queue.idle_consumers(self._link, idle):
+            if SLOT.fullmatch(consumer):
+                worker = slot_life(consumer)
+                if self.queue.lives(self._link, worker):
+                    continue
+                gone.add(worker)
+            self.queue.forget(self._link, consumer)
+        for worker in gone:
+            self._dispatcher.delete(worker)
 
     def _reclaim(self, lease: float) -> None:
         """Take over entries whose owners have not been heard of for a lease."""

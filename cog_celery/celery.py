@@ -7,7 +7,7 @@ here; the broker is read from COG_CELERY_* variables when it is first needed.
 from __future__ import annotations
 
 import os
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from celery import Celery
@@ -69,11 +69,19 @@ app = _App("cog_celery", set_as_current=False)
 app.add_defaults(_configuration)
 
 
+@lru_cache(maxsize=1024)
 def worker_queue(life: str) -> Queue:
     """The Celery queue of one life of a worker: its tickets are for nobody else."""
     name = f"cog-celery.{life}"
-    # A broker that knows expiry drops it by itself, an hour after its last consumer; else bridge or worker delete it.
-    return Queue(name, Exchange("", type="direct"), routing_key=name, durable=True, expires=3600.0)
+    # A broker that knows expiry drops it by itself, an hour after its last consumer.
+    return Queue(name, Exchange("cog-celery", type="direct"), routing_key=name, durable=True, expires=3600.0)
+
+
+def delete_queue(connection: Any, life: str) -> None:
+    """Delete the Celery queue of a worker that is gone, with the tickets in it. Raises what the transport raises."""
+    queue = worker_queue(life)(connection.default_channel)
+    queue.declare()  # kombu's Redis transport deletes only what this process has declared
+    queue.delete()
 
 
 @app.task(name=TURN, send_events=False, ignore_result=True)  # type: ignore[untyped-decorator]

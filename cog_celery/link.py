@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import redis
+from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
 from redis.retry import Retry
@@ -94,7 +95,7 @@ class Link:
         try:
             if not self._connected:
                 self._connect()
-            self._connection.send_command(*command, check_health=False)
+            self._connection.send_packed_command([pack_command(command)], check_health=False)
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             raise self._lost(error) from error
 

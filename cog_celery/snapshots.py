@@ -123,9 +123,17 @@ class Cog06:
         return _encode(metrics)
 
 
+_second: tuple[int, str] = (0, "1970-01-01T00:00:00")
+
+
 def timestamp(seconds: float) -> bytes:
     """`2022-09-22T14:31:17.000000`: UTC, always six fraction digits, no suffix."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:26].encode()
+    global _second
+    whole, fraction = divmod(round(seconds * 1e6), 1_000_000)
+    second = _second
+    if second[0] != whole:  # written once a second; the rest is what costs
+        second = _second = (whole, datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+    return b"%b.%06d" % (second[1].encode(), fraction)
 
 
 def text(value: str) -> bytes:

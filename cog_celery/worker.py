@@ -29,9 +29,10 @@ from celery.apps.worker import Worker as CeleryWorker
 from celery.exceptions import SecurityWarning
 from celery.worker import state
 from celery.worker.control import control_command
+from kombu.exceptions import OperationalError
 
 from cog_celery import gpus, reporting
-from cog_celery.celery import app, worker_queue
+from cog_celery.celery import app, delete_queue, worker_queue
 from cog_celery.environment import model_environment
 from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageError
 from cog_celery.execution import Wake
@@ -234,6 +235,11 @@ class Node:
         """Called once, when Celery has stopped."""
         self._closed.set()
         self._rows.close()
+        try:
+            with self._worker.app.connection_for_write() as connection:
+                delete_queue(connection, self.life)
+        except (OSError, OperationalError, *connection.connection_errors) as error:
+            log.warning("this worker's queue was left to expire, the broker is out of reach: %s", error)
         for slot in self.slots:
             slot.close()
         self._guardian.close()

@@ -21,6 +21,7 @@ FleetFactory = Callable[..., Fleet]
 
 _FLEETS: list[Fleet] = []
 _MONITORS: list[Monitor] = []
+"""What a failed test shows: the fleets that were there, and the recordings that it made."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,19 +69,19 @@ def own_server(tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
+@contextmanager
+def recording(server: RedisServer) -> Iterator[Monitor]:
+    """A recording that a failed test shows."""
+    with Monitor(server.client) as monitor:
+        _MONITORS.append(monitor)
+        yield monitor
+
+
 @pytest.fixture
 def monitor(redis_server: RedisServer) -> Iterator[Monitor]:
     """A recording of the shared server during this test."""
     with recording(redis_server) as monitor:
         yield monitor
-        _MONITORS.remove(monitor)
-
-
-def recording(server: RedisServer) -> Monitor:
-    """A recording that a failed test shows."""
-    monitor = Monitor(server.client)
-    _MONITORS.append(monitor)
-    return monitor
 
 
 @contextmanager
@@ -101,7 +102,6 @@ def fleets_on(server: Server, folder: Path) -> Iterator[FleetFactory]:
     finally:
         for fleet in fleets:
             fleet.discard()
-            _FLEETS.remove(fleet)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def shared_fleet(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFac
 def modes(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """One bridge and one worker with one slot, for all tests that only need a predictor that does as it is told."""
     with fleets_on(redis_server, tmp_path_factory.mktemp("modes")) as make:
-        yield make("modes", cancel_grace=1)
+        yield make("modes", cancel_grace=1, lease=3)
 
 
 @pytest.fixture
@@ -139,3 +139,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed:
         report.sections += [(f"fleet of {fleet.queue}", fleet.log(8_000)) for fleet in _FLEETS]
         report.sections += [("MONITOR", monitor.timeline()) for monitor in _MONITORS]
+    if report.when == "teardown":
+        _MONITORS.clear()
+        _FLEETS[:] = [fleet for fleet in _FLEETS if not fleet.discarded]

@@ -202,7 +202,8 @@ def test_kill_9_of_run_takes_its_own_server_along(fleet: FleetFactory) -> None:
     whole = fleet("modes", start=False)
     command = [sys.executable, "-m", "cog_celery", "run", str(whole.model), "--queue", whole.queue]
     child = whole.start_child("run", ["env", "-u", "REDIS_URL", *command])
-    wait_until(lambda: child.check_running() or "XADD" in child.text(), "the line to paste", timeout=30)
+    wait_until(lambda: "XADD" in child.text() or not child.running, "the line to paste", timeout=30)
+    child.check_running()
     assert any("valkey-server" in process.command for process in whole.processes())
     child.kill()
     whole.check_nothing_left()

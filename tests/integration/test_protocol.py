@@ -29,7 +29,7 @@ def test_nothing_is_read_before_setup_is_done_and_then_one_entry_for_each_slot(
     fleet: FleetFactory, monitor: Monitor
 ) -> None:
     slow = fleet("slow_setup", start=False)
-    requests = [slow.producer.send({"seconds": 1.0}) for _ in range(3)]
+    requests = [slow.producer.send({"seconds": 0.5}) for _ in range(3)]
     if slow.shape == "peer":
         slow.start_peer()
     else:
@@ -46,7 +46,7 @@ def test_nothing_is_read_before_setup_is_done_and_then_one_entry_for_each_slot(
     slow.producer.wait_for(requests[0], lambda response: True)
     assert slow.pending() == 1
     assert slow.depth() == 3
-    assert [slow.producer.wait(request)["output"] for request in requests] == ["slept 1"] * 3
+    assert [slow.producer.wait(request)["output"] for request in requests] == ["slept 0.5"] * 3
     slow.wait_idle()
 
 

@@ -113,7 +113,7 @@ def test_an_idle_worker_ends_at_once(fleet: FleetFactory) -> None:
 
 def test_a_second_sigterm_releases_what_runs_for_another_worker_at_once(fleet: FleetFactory) -> None:
     two = fleet("modes", lease=3)
-    request = two.producer.send({"mode": "sleeps", "seconds": 3, "text": "done"})
+    request = two.producer.send({"mode": "sleeps", "seconds": 2, "text": "done"})
     two.producer.wait_for(request, lambda response: True)
     first = two.workers[0]
     first.terminate()
@@ -124,13 +124,13 @@ def test_a_second_sigterm_releases_what_runs_for_another_worker_at_once(fleet: F
     first.wait(5)
     since = time.monotonic()
     assert two.producer.wait(request)["output"] == "done"
-    assert time.monotonic() - since < 3 + 2, "released, and so run again, at once"
+    assert time.monotonic() - since < 2 + 2, "released, and so run again, at once"
     assert two.client.xlen(f"{two.queue}-dead") == 0
 
 
 def test_the_drain_limit_releases_what_runs(fleet: FleetFactory) -> None:
     two = fleet("modes", lease=3, drain_timeout=1)
-    request = two.producer.send({"mode": "sleeps", "seconds": 4, "text": "done"})
+    request = two.producer.send({"mode": "sleeps", "seconds": 2.5, "text": "done"})
     two.producer.wait_for(request, lambda response: True)
     first = two.workers[0]
     first.terminate()
@@ -242,7 +242,7 @@ def test_the_same_worker_starts_as_a_plain_celery_worker(fleet: FleetFactory) ->
     plain = fleet("modes", start=False)
     plain.start_bridge()
     celery = [sys.executable, "-m", "celery", "-A", "cog_celery", "worker"]
-    options = {"queue": plain.queue, "model_dir": str(plain.model), "slots": 2}
+    options: dict[str, str | int] = {"queue": plain.queue, "model_dir": str(plain.model), "slots": 2}
     plain.workers.append(plain.start_child("celery", celery, options=options))
     plain.slots = 2
     plain.wait_ready(1)

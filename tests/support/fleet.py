@@ -84,6 +84,7 @@ class Fleet:
         self.children: list[Child] = []
         self.bridges: list[Child] = []
         self.workers: list[Child] = []
+        self.discarded = False
         self._seen: set[Process] = set()
 
     # Starting
@@ -248,6 +249,7 @@ class Fleet:
 
     def discard(self) -> None:
         """End everything, without judging."""
+        self.discarded = True
         self.processes()
         for child in self.children:
             child.discard()

@@ -36,47 +36,47 @@ class Predictor(BasePredictor):
 
     # Outputs
 
-    def hello(self, text, **_):
+    def hello(self, text: str, **_: Any) -> Any:
         return "hello " + text
 
-    def json(self, text, **_):
+    def json(self, text: str, **_: Any) -> Any:
         return json.loads(text)
 
-    def yields(self, text, count, seconds, **_):
+    def yields(self, text: str, count: int, seconds: float, **_: Any) -> Any:
         for i in range(count):
             if i:
                 time.sleep(seconds)
             yield f"{text} {i}"
         time.sleep(seconds)
 
-    def yields_json(self, text, seconds, **_):
+    def yields_json(self, text: str, seconds: float, **_: Any) -> Any:
         for value in json.loads(text):
             yield value
             time.sleep(seconds)
 
-    def prints_and_yields(self, text, count, seconds, **_):
+    def prints_and_yields(self, text: str, count: int, seconds: float, **_: Any) -> Any:
         for i in range(count):
             print(f"{text} {i}")
             yield f"{text} {i}"
             time.sleep(seconds)
 
-    def a_file(self, text, **_):
+    def a_file(self, text: str, **_: Any) -> Any:
         return self.write("hello.txt", text)
 
-    def yields_files(self, text, count, seconds, **_):
+    def yields_files(self, text: str, count: int, seconds: float, **_: Any) -> Any:
         for i in range(count):
             yield self.write(f"file{i}.txt", f"{text} {i}")
             time.sleep(seconds)
 
-    def same_names(self, count, **_):
+    def same_names(self, count: int, **_: Any) -> Any:
         for i in range(count):
             yield self.write("same.txt", f"file {i}")
 
-    def model(self, text, **_):
+    def model(self, text: str, **_: Any) -> Any:
         return Answer(text=text, file=self.write("model.txt", text))
 
     @staticmethod
-    def write(name, text):
+    def write(name: str, text: str) -> Path:
         path = os.path.join(tempfile.mkdtemp(), name)
         with open(path, "w") as f:
             f.write(text)
@@ -84,30 +84,30 @@ class Predictor(BasePredictor):
 
     # Failures
 
-    def fails(self, text, **_):
+    def fails(self, text: str, **_: Any) -> Any:
         raise ValueError(text)
 
-    def fails_after_output(self, text, seconds, **_):
+    def fails_after_output(self, text: str, seconds: float, **_: Any) -> Any:
         yield "partial"
         time.sleep(seconds)
         raise ValueError(text)
 
-    def os_exit(self, count, **_):
+    def os_exit(self, count: int, **_: Any) -> Any:
         print("last words", flush=True)
         os._exit(count)
 
-    def sys_exit(self, count, **_):
+    def sys_exit(self, count: int, **_: Any) -> Any:
         sys.exit(count)
 
-    def segfault(self, **_):
+    def segfault(self, **_: Any) -> Any:
         ctypes.string_at(0)
 
-    def kills_itself(self, **_):
+    def kills_itself(self, **_: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
     # Logs
 
-    def prints(self, text, count, seconds, **_):
+    def prints(self, text: str, count: int, seconds: float, **_: Any) -> Any:
         for i in range(count):
             if i:
                 time.sleep(seconds)
@@ -115,34 +115,34 @@ class Predictor(BasePredictor):
         time.sleep(seconds)
         return "printed"
 
-    def writes(self, text, **_):
+    def writes(self, text: str, **_: Any) -> Any:
         """text: a list of [file descriptor, bytes in hex, seconds to wait afterwards]"""
         for fd, data, seconds in json.loads(text):
             os.write(fd, bytes.fromhex(data))
             time.sleep(seconds)
         return "written"
 
-    def puts(self, text, **_):
+    def puts(self, text: str, **_: Any) -> Any:
         libc = ctypes.CDLL(None)
         libc.puts(text.encode())
         return "put"
 
-    def runs(self, text, **_):
+    def runs(self, text: str, **_: Any) -> Any:
         return subprocess.call(["sh", "-c", text])
 
     # Time
 
-    def sleeps(self, text, seconds, **_):
+    def sleeps(self, text: str, seconds: float, **_: Any) -> Any:
         time.sleep(seconds)
         return text
 
-    def sleeps_then_cleans_up(self, seconds, **_):
+    def sleeps_then_cleans_up(self, seconds: float, **_: Any) -> Any:
         try:
             time.sleep(seconds)
         finally:
             print("cleaned up")
 
-    def yields_then_cleans_up(self, count, seconds, **_):
+    def yields_then_cleans_up(self, count: int, seconds: float, **_: Any) -> Any:
         try:
             for i in range(count):
                 yield i
@@ -150,7 +150,7 @@ class Predictor(BasePredictor):
         finally:
             print("cleaned up")
 
-    def stuck(self, **_):
+    def stuck(self, **_: Any) -> Any:
         """Waits in C for a mutex that it holds: no signal handler of Python's runs any more."""
         print("stuck", flush=True)
         mutex = ctypes.create_string_buffer(64)
@@ -158,7 +158,7 @@ class Predictor(BasePredictor):
         lock(mutex)
         lock(mutex)
 
-    def starts_a_child(self, text, seconds, **_):
+    def starts_a_child(self, text: str, seconds: float, **_: Any) -> Any:
         """A child of the model's own, which nothing in the model would ever end."""
         child = subprocess.Popen(["sleep", "600"])
         print(f"child {child.pid}", flush=True)
@@ -167,7 +167,7 @@ class Predictor(BasePredictor):
 
     # What it is
 
-    def identity(self, seconds, **_):
+    def identity(self, seconds: float, **_: Any) -> Any:
         time.sleep(seconds)
         return {
             "pid": os.getpid(),
@@ -177,9 +177,9 @@ class Predictor(BasePredictor):
             "folder": os.getcwd(),
         }
 
-    def environment(self, **_):
+    def environment(self, **_: Any) -> Any:
         return dict(os.environ)
 
-    def loaded(self, **_):
+    def loaded(self, **_: Any) -> Any:
         """The top-level modules that this process has imported."""
         return sorted({name.split(".")[0] for name in sys.modules})

@@ -1,4 +1,4 @@
-"""A predictor whose setup takes a second and a half, and logs."""
+"""A predictor whose setup takes more than a second, and logs."""
 
 import subprocess
 import time
@@ -12,7 +12,7 @@ class Predictor(BasePredictor):
     def setup(self) -> None:
         print("loading weights")
         subprocess.call(["sh", "-c", "echo from a child >&2"])
-        time.sleep(1.5)
+        time.sleep(1.2)
         print("setup done")
 
     def predict(self, seconds: float) -> str:
