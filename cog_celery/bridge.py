@@ -227,6 +227,7 @@ class StreamBridge:
 
     def _begin(self) -> None:
         settings = self._settings
+        self.queue.check_server(self._link)
         if settings.create_group:
             self.queue.create_group(self._link)
         elif not self.queue.group_exists(self._link):

@@ -118,8 +118,11 @@ class Execution:
                     self._cancel.set()
         self._wake.set()
 
-    def run(self, input: bytes, *, hold: bool, context: dict[str, str] | None) -> None:
-        """Predict. Afterwards the prediction is terminal; whether the runner is still alive is the runner's to say."""
+    def run(self, input: bytes, *, hold: bool, context: dict[str, str] | None, last_try: bool = True) -> bool:
+        """Predict. Afterwards the prediction is terminal, but for a `reason` that leaves the answer to another attempt.
+
+        False, without `last_try`, when the runner died before it took the input: it may be run again on another.
+        """
         prediction, runner = self._prediction, self._runner
         deadline: float | None = None
         first_change: float | None = None
@@ -151,7 +154,7 @@ class Execution:
                     match message:
                         case Done():
                             self._done(message)
-                            return
+                            return True
                         case Lines():
                             self._log(message.lines)
                         case Accepted():
@@ -171,7 +174,7 @@ class Execution:
                             self.unshown |= prediction.add(self._with_urls(message.value, message.files))
                         case Refused():
                             prediction.fail(time.time(), self._outlet.refused(message.errors), "input")
-                            return
+                            return True
                         case _:
                             raise RunnerProtocolError(f"The runner sent {message.__class__.__name__} in a prediction.")
                 self._wake.clear()
@@ -180,6 +183,8 @@ class Execution:
                     first_change = first_change or now
                     due = min(now + BURST, first_change + max(BURST_LONGEST, size / BURST_RATE))
         except RunnerDied as death:
+            if not last_try and prediction.status == "starting" and self.reason is None:
+                return False
             self._ended(death)
         except RunnerProtocolError as error:
             runner.end()
@@ -187,6 +192,7 @@ class Execution:
         finally:
             if answer is not None:
                 self._outlet.answered()
+        return True
 
     # -- inside
 

@@ -96,11 +96,11 @@ redis.call('XCLAIM', stream, group, ARGV[4], 0, ARGV[1], 'JUSTID')
 return {ARGV[1], tonumber(ARGV[3]), v}
 """)
 
-# KEYS stream, response, cancel key. ARGV entry, owner, attempt, snapshot, ttl in ms or 0.
+# KEYS stream, response, cancel key. ARGV entry, owner, attempt, snapshot. Only a terminal response has a time to live.
 #   -> 0: not the owner | 1: written | 2: written, and the cancel key exists
 PUBLISH = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
-set(KEYS[2], ARGV[4], ARGV[5])
+redis.call('SET', KEYS[2], ARGV[4])
 if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then return 2 end
 return 1
 """)

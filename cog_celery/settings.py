@@ -640,7 +640,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "How they are PUT: raw, as a multipart form, or whichever the server takes.",
         _MODEL,
     ),
-    Option("response_ttl", _LIMIT, "How long a terminal response is kept.", _MODEL, default="for ever"),
+    Option("response_ttl", _LIMIT, "How long a terminal response is kept.", _FLEET, default="for ever"),
     Option("report_setup_run_url", _HTTP, "A URL that is told once how setup() went.", _MODEL),
     Option("log_queue", _PLAIN, "A Redis list that setup's log lines are pushed to.", _MODEL),
     Option("max_request_bytes", _SIZE, "The size of a request's message.", _FLEET),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -215,9 +216,12 @@ class Slot:
             delivery = self._handle(delivery, ends)
             self.current = None
         if delivery is not None:
-            lease = self._shop.agreed.lease
-            owned = delivery
-            self._insist(lambda: self._shop.queue.release(self.link, owned.entry, self.consumer, owned.attempt, lease))
+            self._release(delivery)
+
+    def _release(self, delivery: Delivery) -> None:
+        """Give an entry back, if it is still ours."""
+        release = partial(self._shop.queue.release, self.link, delivery.entry, self.consumer, delivery.attempt)
+        self._insist(partial(release, self._shop.agreed.lease))
 
     def _next(self, left: float) -> Delivery | None:
         """The next entry that comes while the turn lasts."""
@@ -277,41 +281,55 @@ class Slot:
             return None
         id = prediction_id(request, delivery)
         current.id, current.cancel_key = id, request.cancel_key
+        if request.webhook is not None:
+            log.warning("prediction %s names a webhook: webhooks are not sent yet, its response_queue is served", id)
         rows = shop.rows
         rows.add("task-received", id, name="predict", args="()", kwargs=self._about())
+        rows.add("task-started", id)
         prediction = Prediction(shop.settings.max_log_bytes)
         outlet = SlotOutlet(self, delivery, request, prediction, id)
-        execution = Execution(
-            self._runner,
-            prediction,
-            outlet,
-            id=delivery.entry,
-            timeout=shop.settings.predict_timeout,
-            grace=shop.settings.cancel_grace,
-            wake=self._wake,
-        )
-        outlet.execution = current.execution = execution
-        rows.add("task-started", id)
-        if shop.is_revoked(id):
-            execution.stop("canceled")
-        # The cancel key may be there already: then predict() is not entered.
-        hold = request.cancel_key is not None or execution.reason is not None
         try:
-            execution.run(bytes(request.input), hold=hold, context=request.context)
+            execution = self._execute(current, request, prediction, outlet)
         finally:
             outlet.close()
         next = None
-        if execution.reason in ("lost", "shutdown"):
-            log.warning("prediction %s was given up: %s", id, execution.reason)
-            rows.add("task-revoked", id, terminated=True, signum=None, expired=False)
-        else:
+        if prediction.terminal:
             next = self._commit(delivery, request, prediction, outlet, execution, began, ends)
             self._row(id, prediction, time.monotonic() - began)
             shop.on_finished(prediction)
-        if self._runner.ended:
+        else:
+            log.warning("prediction %s was given up: %s", id, execution.reason or "its runner is gone")
+            rows.add("task-revoked", id, terminated=True, signum=None, expired=False)
+            self._release(delivery)
+        self.current = None
+        if self._runner is not None and self._runner.ended:
             self._tell_death(id, self._runner.exitcode, prediction)
             self._revive()
         return next
+
+    def _execute(
+        self, current: Current, request: PredictionRequest, prediction: Prediction, outlet: SlotOutlet
+    ) -> Execution:
+        """Run a prediction; once more when its runner turns out to be dead before it took the input."""
+        settings = self._shop.settings
+        for last_try in (False, True):
+            assert self._runner is not None
+            execution = Execution(
+                *(self._runner, prediction, outlet),
+                id=current.delivery.entry,
+                timeout=settings.predict_timeout,
+                grace=settings.cancel_grace,
+                wake=self._wake,
+            )
+            outlet.execution = current.execution = execution
+            if self._shop.is_revoked(current.id):
+                execution.stop("canceled")
+            # The cancel key may be there already: then predict() is not entered.
+            hold = request.cancel_key is not None or execution.reason is not None
+            took = execution.run(bytes(request.input), hold=hold, context=request.context, last_try=last_try)
+            if took or not self._revive():
+                break
+        return execution
 
     def _commit(
         self,
@@ -456,7 +474,7 @@ class SlotOutlet:
         slot, request = self._slot, self._request
         assert request.response_queue is not None
         return slot._shop.queue.publish_arguments(
-            self._delivery, slot.consumer, request.response_queue, request.cancel_key, snapshot, slot._ttl
+            self._delivery, slot.consumer, request.response_queue, request.cancel_key, snapshot
         )
 
     def _heed(self, answer: int) -> None:

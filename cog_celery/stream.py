@@ -90,6 +90,15 @@ class Queue:
 
     # -- the queue itself
 
+    def check_server(self, link: Link) -> None:
+        """Raise ServerError when the server cannot keep a queue's promises."""
+        about = link.call("INFO", "cluster")
+        if b"cluster_enabled:1" in about:
+            raise ServerError(
+                "The server is a node of a Redis Cluster, where a commit cannot be atomic: a response key may lie on "
+                "another node than its stream. Use a standalone server or a primary with replicas."
+            )
+
     def create_group(self, link: Link) -> bool:
         """Make stream and group, from the stream's beginning so that nothing sent earlier is skipped; True if they were
         not there.
@@ -236,11 +245,11 @@ class Queue:
         return _delivery(answer) if answer else None
 
     def publish_arguments(
-        self, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes, ttl: int
+        self, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes
     ) -> tuple[tuple[str, ...], tuple[str | int | bytes, ...]]:
         """Keys and arguments of PUBLISH, whose reply is 0: not the owner, 1: written, 2: written, to be canceled."""
         keys = (self.name, response) if cancel is None else (self.name, response, cancel)
-        return keys, (delivery.entry, owner, delivery.attempt, snapshot, ttl)
+        return keys, (delivery.entry, owner, delivery.attempt, snapshot)
 
     def commit(
         self,

@@ -29,7 +29,6 @@ from celery.apps.worker import Worker as CeleryWorker
 from celery.exceptions import SecurityWarning
 from celery.worker import state
 from celery.worker.control import control_command
-from kombu.exceptions import OperationalError
 
 from cog_celery import gpus, reporting
 from cog_celery.celery import app, delete_queue, worker_queue
@@ -70,6 +69,7 @@ def node() -> Node:
 def run(settings: Settings) -> int:
     """Run a worker until it is told to stop; its exit code. Raises UsageError."""
     settings.install(os.environ)
+    _check_server(settings)
     # Celery warns of root for the sake of pickle, which is not accepted here; in a container root is common.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     if settings.log_level != "debug":
@@ -78,6 +78,12 @@ def run(settings: Settings) -> int:
     worker = app.Worker(hostname=None, loglevel=settings.log_level.upper(), quiet=True)
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def _check_server(settings: Settings) -> None:
+    """Raise ServerError before Celery meets a server that is not fit; one that is out of reach is waited for later."""
+    with contextlib.suppress(ServerLost), contextlib.closing(Link(settings.redis_url, "cog-celery-check")) as link:
+        Queue(settings.queue).check_server(link)
 
 
 class Worker(CeleryWorker):  # type: ignore[misc]
@@ -238,8 +244,8 @@ class Node:
         try:
             with self._worker.app.connection_for_write() as connection:
                 delete_queue(connection, self.life)
-        except (OSError, OperationalError, *connection.connection_errors) as error:
-            log.warning("this worker's queue was left to expire, the broker is out of reach: %s", error)
+        except Exception as error:  # whatever a transport raises: the queue expires, or a bridge deletes it
+            log.warning("this worker's queue was left behind: %s", error)
         for slot in self.slots:
             slot.close()
         self._guardian.close()

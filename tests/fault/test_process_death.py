@@ -83,6 +83,19 @@ def test_an_idle_worker_that_is_killed_costs_no_prediction(fleet: FleetFactory) 
     assert time.monotonic() - since < 3 * LEASE + 2
 
 
+def test_the_credit_of_a_dead_worker_gets_no_ticket(fleet: FleetFactory, monitor: Monitor) -> None:
+    two = fleet("modes", workers=2, lease=1, turn=0)
+    two.workers[0].kill()
+    two.workers[0].wait()
+    wait_until(lambda: two.announced() == 1, "the announcement to expire")
+    assert two.credits() == 2
+    for _ in range(3):
+        assert two.producer.predict({"mode": "hello"}) == succeeded("hello world")
+    tickets = [command.args[1].decode() for command in monitor.commands() if command.name == "LPUSH"]
+    queues = {key for key in tickets if two.queue in key and "broker" in key}
+    assert queues and all(f"w1-{two.queue}" in key for key in queues)
+
+
 def test_kill_9_of_a_worker_takes_its_runners_and_what_their_models_started_along(fleet: FleetFactory) -> None:
     two = fleet("modes", slots=2)
     for _ in range(2):

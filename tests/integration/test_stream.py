@@ -164,7 +164,7 @@ def running(link: Link, queue: Queue) -> Delivery:
 
 
 def publish(link: Link, queue: Queue, delivery: Delivery, owner: str, key: str, cancel: str | None = None) -> int:
-    keys, arguments = queue.publish_arguments(delivery, owner, key, cancel, b"snapshot", 0)
+    keys, arguments = queue.publish_arguments(delivery, owner, key, cancel, b"snapshot")
     answer: int = link.script(PUBLISH, keys, *arguments)
     return answer
 
