@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 
 from cog_celery.celery import app, delete_queue, turn, worker_queue
 from cog_celery.errors import CogCeleryError, GroupMissing, ServerError, ServerLost, UsageError
-from cog_celery.link import Link, Outage
+from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, Outage
 from cog_celery.prediction import Prediction
 from cog_celery.refusing import refuse
 from cog_celery.requests import Refusal, parse
@@ -43,8 +43,6 @@ from cog_celery.stream import (
 
 GROUP_PAUSE = 0.5
 """Seconds between looks for a group that does not exist: within a second of its creation it is picked up."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""Seconds to wait after a server was out of reach; doubled each time."""
 CONSUMERS_PAUSE = 60.0
 """Seconds between looks for consumers of dead processes."""
 
@@ -206,6 +204,7 @@ class StreamBridge:
                 self._step()
                 pause, said = FIRST_PAUSE, False
             except GroupMissing:
+                self._agreed = None  # whoever emptied the server may have taken the settings too
                 if self._settings.create_group:
                     if self._create():
                         log.warning("queue %s had no group: it was made", self.queue.name)
@@ -296,8 +295,8 @@ class StreamBridge:
         self._dispatched[delivery.entry] = (credit, time.monotonic())
 
     def _refuse(self, delivery: Delivery, refusal: Refusal) -> None:
-        ttl = int((self._settings.response_ttl or 0) * 1000)
         assert self._agreed is not None
+        ttl = self._settings.response_ttl_ms
         refuse(self._link, self.queue, delivery, self._name, refusal, self._agreed.dialect, ttl)
 
     # -- every third of a lease
@@ -405,7 +404,7 @@ class StreamBridge:
         prediction.start(time.time())
         prediction.fail(time.time(), reason, "platform")
         snapshot = dialect(self._agreed.dialect, delivery.value).render(prediction)
-        ttl = int((self._settings.response_ttl or 0) * 1000)
+        ttl = self._settings.response_ttl_ms
         self.queue.bury(self._link, delivery, self._name, request.response_queue, snapshot, reason, ttl)
 
     # -- the end

@@ -73,8 +73,7 @@ app.add_defaults(_configuration)
 def worker_queue(life: str) -> Queue:
     """The Celery queue of one life of a worker: its tickets are for nobody else."""
     name = f"cog-celery.{life}"
-    # A broker that knows expiry drops it by itself, an hour after its last consumer.
-    return Queue(name, Exchange("cog-celery", type="direct"), routing_key=name, durable=True, expires=3600.0)
+    return Queue(name, Exchange("cog-celery", type="direct"), routing_key=name, durable=True)
 
 
 def delete_queue(connection: Any, life: str) -> None:

@@ -16,8 +16,7 @@ It must not know where an error is shown: no logging, no rendering of snapshots.
     │   └── InputError          an input's file could not be fetched
     ├── BadRequest              the request's message itself is wrong
     ├── UrlError                a URL that cannot be used
-    ├── Canceled                the prediction was canceled while its files were on their way
-    └── ModelError              raised by predict()
+    └── Canceled                the prediction was canceled while its files were on their way
 """
 
 from __future__ import annotations
@@ -87,7 +86,3 @@ class UrlError(CogCeleryError):
 
 class Canceled(CogCeleryError):
     """The prediction was canceled while its files were on their way in or out."""
-
-
-class ModelError(CogCeleryError):
-    """predict() raised: the text is the model's own."""

@@ -19,16 +19,18 @@ import msgspec
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError, PlatformError, RunnerDied, RunnerProtocolError, UploadError
 from cog_celery.prediction import NULL, Prediction
-from cog_celery.runner import Accepted, Done, FieldError, File, Lines, Output, Refused, Runner
+from cog_celery.runner import Accepted, Done, FieldError, File, Lines, Message, Output, Refused, Runner
 
 BURST = 0.02
 """Seconds after the last log or output until a snapshot shows it: things that happen back to back share one."""
 BURST_LONGEST = 0.1
 """Seconds after the first log or output of a burst, however long the burst goes on."""
-BURST_RATE = 2e6
-"""Bytes per second that one prediction's snapshots may cost: large ones are written less often, so cost grows with
-output, not with its square."""
-
+SHOW_PAUSE = 0.075
+SHOW_RATE = 2e6
+"""Seconds, and bytes per second, from one snapshot to the next: large ones are written less often, so that cost grows
+with output, not with its square. Things 100 ms apart still get a snapshot each."""
+SHOW_AGAIN = 0.5
+"""Seconds until a snapshot that the server did not take is tried again."""
 SIGNAL_AGAIN = 0.1
 """Seconds between signals to a predictor that is to be canceled: one that comes in the instant before a blocking system
 call is only noticed when the call is interrupted, and the runner heeds the first alone."""
@@ -36,8 +38,8 @@ ANSWER = 0.002
 """Seconds for which the predictor is looked after before the answer to the start snapshot: a prediction that is over by
 then never waits for it."""
 
-Reason = Literal["canceled", "timeout", "lost", "upload", "input", "shutdown"]
-
+Reason = Literal["canceled", "timeout", "lost", "refused", "failed", "shutdown"]
+IN_A_PREDICTION = (Accepted, Refused, Output, Done)
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +52,15 @@ class Outlet(Protocol):
         ...
 
     def started(self) -> bool:
-        """The prediction was accepted: show it. May ask for a stop(). True: whether it may be shown is to be asked by
-        answered().
-        """
+        """Show that the prediction was accepted. True: answered() is to be asked whether it was shown; False: not."""
         ...
 
-    def answered(self) -> None:
-        """Heed the answer to started(), if it has not come yet. May ask for a stop()."""
+    def answered(self) -> bool:
+        """Whether what started() sent was shown. May ask for a stop()."""
         ...
 
-    def changed(self) -> int:
-        """Show the prediction as it is; the snapshot's size in bytes. May ask for a stop()."""
+    def changed(self) -> int | None:
+        """Show the prediction as it is; the snapshot's bytes, None if it was not shown. May ask for a stop()."""
         ...
 
     def lines(self, lines: list[str]) -> list[str]:
@@ -100,6 +100,11 @@ class Execution:
         self._lock = threading.RLock()  # reentrant: a signal handler may come in between
         self._running = False
         self._signal_at: float | None = None
+        self._deadline: float | None = None
+        self._answer_at: float | None = None
+        self._changed_at: float | None = None
+        self._due: float | None = None
+        self._not_before = 0.0
         self._kill_at: float | None = None
         self._error = ""
         self._cancel: Cancel | None = None
@@ -114,6 +119,8 @@ class Execution:
                 self.reason, self._error = reason, error
                 if self._running:
                     self._signal()
+                else:  # the runner is to answer, and may be stuck even so
+                    self._kill_at = time.monotonic() + self._grace
                 if self._cancel is not None:
                     self._cancel.set()
         self._wake.set()
@@ -122,106 +129,145 @@ class Execution:
         """Predict. Afterwards the prediction is terminal, but for a `reason` that leaves the answer to another attempt.
 
         False, without `last_try`, when the runner died before it took the input: it may be run again on another.
+        Whatever else is raised, the runner is gone then: nothing of this prediction may reach the next one.
         """
-        prediction, runner = self._prediction, self._runner
-        deadline: float | None = None
-        first_change: float | None = None
-        due: float | None = None
-        answer: float | None = None
-        size = 0
         try:
-            runner.predict(self._id, input, hold=hold, context=context)
-            while True:
-                now = time.monotonic()
-                if self._kill_at is not None and now >= self._kill_at:
-                    runner.kill()
-                    self._kill_at = self._signal_at = None
-                if self._signal_at is not None and now >= self._signal_at:
-                    runner.cancel()
-                    self._signal_at = now + SIGNAL_AGAIN
-                if deadline is not None and now >= deadline:
-                    deadline = None
-                    self.stop("timeout")
-                if answer is not None and now >= answer:
-                    answer = None
-                    self._outlet.answered()
-                if due is not None and now >= due:
-                    first_change = due = None
-                    self.unshown = False
-                    size = self._outlet.changed()
-                    continue
-                for message in runner.wait(_soonest(now, deadline, self._signal_at, self._kill_at, due, answer)):
-                    match message:
-                        case Done():
-                            self._done(message)
-                            return True
-                        case Lines():
-                            self._log(message.lines)
-                        case Accepted():
-                            for name in message.ignored:
-                                log.warning("prediction %s: unknown input field ignored: %s", self._id, name)
-                            prediction.start(time.time())
-                            if self._outlet.started():
-                                if hold or message.files:
-                                    self._outlet.answered()
-                                else:
-                                    answer = time.monotonic() + ANSWER
-                            self._begin(message, hold)
-                            if self._timeout is not None:
-                                deadline = time.monotonic() + self._timeout
-                        case Output():
-                            prediction.stream()
-                            self.unshown |= prediction.add(self._with_urls(message.value, message.files))
-                        case Refused():
-                            prediction.fail(time.time(), self._outlet.refused(message.errors), "input")
-                            return True
-                        case _:
-                            raise RunnerProtocolError(f"The runner sent {message.__class__.__name__} in a prediction.")
-                self._wake.clear()
-                if self.unshown:
-                    now = time.monotonic()
-                    first_change = first_change or now
-                    due = min(now + BURST, first_change + max(BURST_LONGEST, size / BURST_RATE))
+            self._runner.predict(self._id, input, hold=hold, context=context)
+            self._attend(hold)
         except RunnerDied as death:
-            if not last_try and prediction.status == "starting" and self.reason is None:
+            if not last_try and self._prediction.status == "starting" and self.reason is None:
                 return False
+            self._hear()
             self._ended(death)
         except RunnerProtocolError as error:
-            runner.end()
+            self._runner.end()
+            self._hear()
             self._ended(error)
-        finally:
-            if answer is not None:
-                self._outlet.answered()
+        except BaseException:
+            self._runner.end()
+            raise
         return True
 
     # -- inside
 
-    def _log(self, lines: list[str]) -> None:
-        self.unshown |= self._prediction.log(self._outlet.lines(lines))
+    def _attend(self, hold: bool) -> None:
+        """Take what the runner says, and look after the clock, until the prediction is over."""
+        while True:
+            now = time.monotonic()
+            if self._kill_at is not None and now >= self._kill_at:
+                self._runner.kill()
+                self._kill_at = self._signal_at = None
+            if self._signal_at is not None and now >= self._signal_at:
+                self._runner.cancel()
+                self._signal_at = now + SIGNAL_AGAIN
+            if self._answer_at is not None and now >= self._answer_at:
+                self._hear()
+            if self._due is not None and now >= self._due:
+                self._show(now)
+            late = self._deadline is not None and now >= self._deadline
+            wait = (
+                0.0
+                if late
+                else _soonest(now, self._deadline, self._signal_at, self._kill_at, self._due, self._answer_at)
+            )
+            came = self._runner.wait(wait)
+            for message in came:
+                if self._take(message, hold):
+                    self._hear()
+                    return
+            self._wake.clear()
+            if late:  # and it was not over by then: what lay in the pipe has been read
+                self._deadline = None
+                self.stop("timeout")
+            if came and self.unshown:
+                self._schedule()
+
+    def _take(self, message: Message | Lines, hold: bool) -> bool:
+        """Heed one message; True when it was the last one."""
+        prediction = self._prediction
+        if isinstance(message, Lines):
+            self.unshown |= prediction.log(self._outlet.lines(message.lines))
+            return False
+        if not isinstance(message, IN_A_PREDICTION) or message.id != self._id:
+            raise RunnerProtocolError(f"The runner said {type(message).__name__} where it was not asked for.")
+        accepted = prediction.status != "starting"
+        match message:
+            case Output() if accepted:
+                prediction.stream()
+                value = self._with_urls(message.value, message.files)
+                if value is not None:
+                    self.unshown |= prediction.add(value)
+            case Done() if accepted:
+                self._done(message)
+                return True
+            case Accepted() if not accepted:
+                for name in message.ignored:
+                    log.warning("prediction %s: unknown input field ignored: %s", self._id, name)
+                prediction.start(time.time())
+                if self._outlet.started():
+                    self._answer_at = time.monotonic() + ANSWER
+                else:
+                    self.unshown = True
+                self._begin(message, hold)
+            case Refused() if not accepted:
+                if not self._stopped():
+                    prediction.fail(time.time(), self._outlet.refused(message.errors), "input")
+                return True
+            case _:
+                raise RunnerProtocolError(f"The runner said {type(message).__name__} out of turn.")
+        return False
+
+    def _hear(self) -> None:
+        """Hear whether the start snapshot was shown."""
+        if self._answer_at is not None:
+            self._answer_at = None
+            self.unshown |= not self._outlet.answered()
+
+    def _show(self, now: float) -> None:
+        self._due = self._changed_at = None
+        self.unshown = False
+        size = self._outlet.changed()
+        if size is None:  # the server is out of reach
+            self.unshown = True
+            self._due = now + SHOW_AGAIN
+        else:
+            self._not_before = now + max(SHOW_PAUSE, size / SHOW_RATE)
+
+    def _schedule(self) -> None:
+        """Show what changed when the burst is over."""
+        now = time.monotonic()
+        if self._changed_at is None:
+            self._changed_at = now
+        self._due = max(min(now + BURST, self._changed_at + BURST_LONGEST), self._not_before)
 
     def _begin(self, accepted: Accepted, hold: bool) -> None:
         """Let the predictor begin, unless it has begun by itself or is to be stopped first."""
         if not hold and not accepted.files:
             with self._lock:
-                self._running = True
+                self._start_clock()
                 if self.reason is not None:
                     self._signal()
             return
+        self._hear()  # it says whether the cancel key exists
         paths: list[Path] = []
         if accepted.files and self.reason is None:
             try:
                 paths = self._outlet.fetch(accepted.files, self._files_cancel())
             except InputError as error:
-                self.stop("input", str(error))
+                self.stop("failed", str(error))
             except Canceled:
                 pass  # whoever canceled has left the reason
         with self._lock:
             if self.reason is not None:
                 self._runner.drop(self._id)
-                self._kill_at = time.monotonic() + self._grace
                 return
-            self._running = True
+            self._start_clock()
         self._runner.go(self._id, [str(path) for path in paths])
+
+    def _start_clock(self) -> None:
+        self._running = True
+        if self._timeout is not None:
+            self._deadline = time.monotonic() + self._timeout
 
     def _files_cancel(self) -> Cancel:
         """Stops a download or an upload; made for the few predictions that have files."""
@@ -238,19 +284,21 @@ class Execution:
             now = time.monotonic()
             self._signal_at, self._kill_at = now + SIGNAL_AGAIN, now + self._grace
 
-    def _with_urls(self, value: msgspec.Raw, files: list[File]) -> msgspec.Raw:
-        """The value with its files' URLs in their places."""
-        if not files or self.reason is not None:
+    def _with_urls(self, value: msgspec.Raw, files: list[File]) -> msgspec.Raw | None:
+        """The value with its files' URLs in their places; None when one could not be uploaded."""
+        if not files:
             return value
+        if self.reason is not None:
+            return None
         decoded: Any = msgspec.json.decode(value)
         for file in files:
             try:
                 decoded = _put(decoded, file.at, self._outlet.upload(file.path, self._files_cancel()))
             except UploadError as error:
-                self.stop("upload", str(error))
-                break
+                self.stop("failed", str(error))
+                return None
             except Canceled:
-                break  # whoever canceled has left the reason
+                return None  # whoever canceled has left the reason
         return msgspec.Raw(msgspec.json.encode(decoded))
 
     def _done(self, done: Done) -> None:
@@ -260,9 +308,7 @@ class Execution:
         prediction.predict_time, prediction.metrics = done.predict_time, done.metrics or None
         if done.streamed:
             prediction.stream()
-        output = done.output
-        if done.status == "succeeded":
-            output = self._with_urls(output, done.files)
+        output = self._with_urls(done.output, done.files) if done.status == "succeeded" else None
         if self._stopped():
             return
         now = time.time()
@@ -288,10 +334,10 @@ class Execution:
                 return False
             case "timeout":
                 self._prediction.fail(now, "Prediction timed out", "platform")
-            case "upload" | "input":
+            case "failed":
                 self._prediction.fail(now, self._error, "platform")
-            case "lost" | "shutdown":
-                pass  # another attempt answers
+            case "lost" | "shutdown" | "refused":
+                pass  # another attempt answers, or nobody can
             case "canceled":
                 self._prediction.cancel(now)
         return True

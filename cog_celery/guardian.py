@@ -1,4 +1,5 @@
-"""Kills the process groups of this process's runners when this process is gone, however it went.
+"""Kills the process groups of this process's runners, and removes their folders, when this process is gone, however it
+went.
 
 A parent-death signal reaches a runner but not what the model has started itself, and nothing in a runner can act while
 it is stuck in C: so a small process of its own holds a pipe to us, and at its end kills every group it was told of. It
@@ -14,22 +15,25 @@ import sys
 import threading
 
 _PROGRAM = """
-import os, signal, sys
+import os, shutil, signal
 for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(s, signal.SIG_IGN)
-groups, rest = set(), b""
+groups, folders, rest = set(), set(), b""
 while True:
     data = os.read(0, 65536)
     if not data:
         break
     *lines, rest = (rest + data).split(b"\\n")
     for line in lines:
-        (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
+        kept, what = (groups, int(line[2:])) if line[1:2] == b"g" else (folders, line[2:])
+        (kept.add if line[:1] == b"+" else kept.discard)(what)
 for group in groups:
     try:
         os.killpg(group, signal.SIGKILL)
     except OSError:
         pass
+for folder in folders:
+    shutil.rmtree(folder, ignore_errors=True)
 """
 
 
@@ -38,25 +42,29 @@ class Guardian:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._groups: set[int] = set()
+        self._kept: set[str] = set()
         self._process: subprocess.Popen[bytes] | None = None
 
     def watch(self, group: int) -> None:
         """From now on this group does not outlive us."""
-        with self._lock:
-            self._groups.add(group)
-            self._tell(f"+{group}\n")
+        self._keep(f"g{group}")
 
     def forget(self, group: int) -> None:
         """The group is gone. To be called before its leader is reaped: its number may then be another's."""
-        with self._lock:
-            self._groups.discard(group)
-            self._tell(f"-{group}\n")
+        self._drop(f"g{group}")
+
+    def watch_folder(self, folder: str) -> None:
+        """From now on this folder does not outlive us either."""
+        self._keep(f"d{folder}")
+
+    def forget_folder(self, folder: str) -> None:
+        """The folder is gone, or about to go."""
+        self._drop(f"d{folder}")
 
     def check(self) -> None:
         """Start another guardian if this one was killed."""
         with self._lock:
-            if self._groups:
+            if self._kept:
                 self._tell("")
 
     def close(self) -> None:
@@ -66,6 +74,16 @@ class Guardian:
             if process is not None and process.stdin is not None:
                 process.stdin.close()
                 process.wait()
+
+    def _keep(self, what: str) -> None:
+        with self._lock:
+            self._kept.add(what)
+            self._tell(f"+{what}\n")
+
+    def _drop(self, what: str) -> None:
+        with self._lock:
+            self._kept.discard(what)
+            self._tell(f"-{what}\n")
 
     def _tell(self, line: str) -> None:
         process = self._process
@@ -85,4 +103,4 @@ class Guardian:
             start_new_session=True,
         )
         assert self._process.stdin is not None
-        self._process.stdin.write("".join(f"+{group}\n" for group in self._groups).encode())
+        self._process.stdin.write("".join(f"+{what}\n" for what in self._kept).encode())

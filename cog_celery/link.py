@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import redis
 from hiredis import pack_command
@@ -24,9 +24,13 @@ from cog_celery.scripts import SCRIPTS, Script
 REPLY_TIMEOUT = 5.0
 """Seconds to wait for a reply, on top of the time for which a command blocks by itself."""
 CONNECT_TIMEOUT = 3.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds to wait after a server was out of reach; doubled each time."""
 
 # Errors that pass by themselves, or when somebody mends the server: to be tried again, as after a lost connection.
 TRANSIENT = ("READONLY ", "LOADING ", "MASTERDOWN ", "OOM ", "MISCONF ", "BUSY ", "NOREPLICAS ", "UNBLOCKED ")
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +58,27 @@ class Outage:
                 self._since = None
 
 
+def insist(step: Callable[[], T], giving_up: threading.Event) -> T:
+    """Do a step that must happen, through any outage: every step of a queue may be repeated after a lost reply.
+
+    Raises ServerLost once `giving_up` is set.
+    """
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return step()
+        except ServerLost:
+            if giving_up.wait(pause):
+                raise
+            pause = min(LONGEST_PAUSE, pause * 2)
+
+
 class Link:
-    """Connects at the first command. Raises ServerLost for a broken connection and for errors that pass by
-    themselves."""
+    """Connects at the first command.
+
+    Raises ServerLost for a connection that broke and for errors that pass by themselves, GroupMissing, and ServerError
+    for whatever else the server refuses.
+    """
 
     def __init__(self, url: str, name: str, outage: Outage | None = None) -> None:
         pool = redis.ConnectionPool.from_url(
@@ -72,20 +94,23 @@ class Link:
         self._connection = cast(AbstractConnection, pool.make_connection())
         self._outage = outage
         self._connected = False
+        self._owed = 0
         self.client_id = 0
 
     def call(self, *command: Any, wait: float = 0.0) -> Any:
         """One command and its reply; `wait`: seconds for which the command itself may block."""
+        self._settle()
         self.post(*command)
         return self.reply(wait)
 
     def script(self, script: Script, keys: Sequence[Any], *arguments: Any) -> Any:
         """Run a script and return its reply."""
+        self._settle()
         self.post_script(script, keys, *arguments)
         try:
             return self.reply()
-        except _NoScript:
-            # The server lost its scripts (SCRIPT FLUSH, a failover), and so did nothing: a fresh connection loads them.
+        except ScriptMissing:
+            # The server lost its scripts (SCRIPT FLUSH, a failover), and did nothing: a fresh connection loads them.
             self.close()
             self.post_script(script, keys, *arguments)
             return self.reply()
@@ -95,6 +120,7 @@ class Link:
         try:
             if not self._connected:
                 self._connect()
+            self._owed += 1
             self._connection.send_packed_command([pack_command(command)], check_health=False)
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             raise self._lost(error) from error
@@ -105,12 +131,15 @@ class Link:
 
     def reply(self, wait: float = 0.0) -> Any:
         """The reply to the oldest command that was sent and not yet answered."""
+        if not self._owed:
+            raise ServerLost("Redis will not answer: the connection was closed")
+        self._owed -= 1
         try:
             if wait:
                 return self._connection.read_response(timeout=wait + REPLY_TIMEOUT)
             return self._connection.read_response()
         except redis.exceptions.NoScriptError as error:
-            raise _NoScript(str(error)) from error
+            raise ScriptMissing(str(error)) from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             raise self._lost(error) from error
         except redis.ResponseError as error:
@@ -119,14 +148,24 @@ class Link:
     def close(self) -> None:
         """Break the connection; the next command makes another."""
         self._connected = False
+        self._owed = 0
         self._connection.disconnect()
 
+    def _settle(self) -> None:
+        """A reply that nobody took, since an error came between, must not be taken for another's."""
+        if self._owed:
+            self.close()
+
     def _connect(self) -> None:
-        self._connection.disconnect()
-        self._connection.connect()
-        commands = [("CLIENT", "ID"), *(("SCRIPT", "LOAD", script.source) for script in SCRIPTS)]
-        self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-        replies = [self._connection.read_response() for _ in commands]
+        self.close()
+        try:
+            self._connection.connect()
+            commands = [("CLIENT", "ID"), *(("SCRIPT", "LOAD", script.source) for script in SCRIPTS)]
+            self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+            replies = [self._connection.read_response() for _ in commands]
+        except redis.ResponseError as error:
+            self.close()
+            raise self._refused(error) from error
         self.client_id = int(replies[0])
         self._connected = True
         if self._outage:
@@ -150,5 +189,5 @@ class Link:
         return ServerError(f"Redis refused a command: {text}")
 
 
-class _NoScript(ServerError):
-    """The server does not know the script."""
+class ScriptMissing(ServerError):
+    """The server does not know the script, and has done nothing."""

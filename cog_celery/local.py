@@ -85,12 +85,12 @@ class _LocalOutlet:
         return render_runtime([{"field": e.field, "kind": e.kind, "limit": e.limit, "value": e.value} for e in errors])
 
     def started(self) -> bool:
-        return False
+        return True
 
-    def answered(self) -> None:
-        pass
+    def answered(self) -> bool:
+        return True
 
-    def changed(self) -> int:
+    def changed(self) -> int | None:
         return 0
 
     def lines(self, lines: list[str]) -> list[str]:

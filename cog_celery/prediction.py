@@ -61,11 +61,12 @@ class Prediction:
             return False
         before = len(self.logs)
         for line in lines:
-            self._log_room -= len(line) + 1
+            size = 1 + (len(line) if line.isascii() else len(line.encode()))
+            self._log_room -= size
             if self._log_room >= 0:
                 self.logs.append(line)
             else:
-                self.logs_left_out += len(line) + 1
+                self.logs_left_out += size
         return len(self.logs) > before
 
     def stream(self) -> None:
@@ -97,6 +98,13 @@ class Prediction:
     def cancel(self, now: float) -> None:
         """Its producer wanted it no more."""
         self._finish("canceled", now)
+
+    def without_output(self, error: str) -> Prediction:
+        """The same prediction, failed by the platform for having too much to show."""
+        other = Prediction()
+        other.started_at = self.started_at
+        other.fail(self.completed_at or 0.0, error, "platform")
+        return other
 
     def _finish(self, status: Status, now: float) -> None:
         if self.terminal:

@@ -26,4 +26,11 @@ def refuse(
     prediction.fail(time.time(), str(refusal), "input")
     # A message that is no request cannot be echoed.
     snapshot = dialect(name, None).render(prediction)
-    queue.bury(link, delivery, owner, refusal.response_queue, snapshot, str(refusal), ttl)
+    fault = queue.bury(link, delivery, owner, refusal.response_queue, snapshot, str(refusal), ttl)
+    if isinstance(fault, str):
+        log.error(
+            "entry %s of %s was ended all the same, but not all of it could be written: %s",
+            delivery.entry,
+            queue.name,
+            fault,
+        )

@@ -67,7 +67,7 @@ class Rows:
                         self._wake.clear()
                         self._publish(dispatcher)
             except Exception as error:  # whatever a transport raises: rows are for looking at, and must hold nothing up
-                log.warning("rows are not published: %r", error)
+                log.debug("rows are kept, the broker is out of reach: %s", error)
                 self._closing.wait(1.0)
 
     def _publish(self, dispatcher: Any) -> None:
@@ -80,6 +80,17 @@ class Rows:
             {**head, "type": kind, "timestamp": when, "clock": clock.forward(), **fields}
             for kind, when, fields in events
         ]
+        try:
+            self._send(dispatcher, rows)
+        except BaseException:
+            self._events[:0] = events[: max(0, MOST - len(self._events))]
+            raise
+        if self._dropped:
+            log.warning("%d events of predictions were not shown: the broker was out of reach", self._dropped)
+            self._dropped = 0
+
+    @staticmethod
+    def _send(dispatcher: Any, rows: list[dict[str, Any]]) -> None:
         # One message for all, as Celery's dispatcher sends its buffer, but encoded at a tenth of the cost.
         dispatcher.producer.publish(
             msgspec.json.encode(rows),
@@ -91,6 +102,3 @@ class Rows:
             delivery_mode=1,
             declare=[dispatcher.exchange],
         )
-        if self._dropped:
-            log.warning("%d events of predictions were not shown: the broker was out of reach", self._dropped)
-            self._dropped = 0

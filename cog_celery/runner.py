@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import termios
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,20 +66,24 @@ class SetupFailed(msgspec.Struct, tag="setup_failed", tag_field="type", frozen=T
 
 
 class Accepted(msgspec.Struct, tag="accepted", tag_field="type", frozen=True):
+    id: str
     files: list[str] = []
     ignored: list[str] = []
 
 
 class Refused(msgspec.Struct, tag="refused", tag_field="type", frozen=True):
+    id: str
     errors: list[FieldError]
 
 
 class Output(msgspec.Struct, tag="output", tag_field="type", frozen=True):
+    id: str
     value: msgspec.Raw
     files: list[File] = []
 
 
 class Done(msgspec.Struct, tag="done", tag_field="type", frozen=True):
+    id: str
     status: str
     output: msgspec.Raw = msgspec.Raw(b"")  # empty: the message has none
     files: list[File] = []
@@ -159,6 +164,7 @@ class Runner:
         self._rest_size = 0
         self._extra: int | None = None
         self._ended = False
+        self._reaping = threading.Lock()
         self.exitcode = 0
         """As Python gives it, once `ended`."""
 
@@ -294,9 +300,8 @@ class Runner:
 
     def end(self) -> None:
         """Kill the process, if it is there, and let go of it."""
-        if not self._ended:
-            self.kill()
-            self._reap()
+        self.kill()
+        self._reap()
 
     # -- inside
 
@@ -407,6 +412,12 @@ class Runner:
 
     def _reap(self) -> int:
         """Collect the exit code, when the process has ended or is about to; what is left of its group is killed."""
+        with self._reaping:
+            if not self._ended:
+                self._let_go()
+        return self.exitcode
+
+    def _let_go(self) -> None:
         self._await_end(None)
         # Not yet reaped, the number of the group is still ours.
         with contextlib.suppress(ProcessLookupError):
@@ -420,4 +431,3 @@ class Runner:
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
-        return self.exitcode

@@ -39,8 +39,14 @@ local function value(entry)
   if not e then return nil end
   return value_of(e[2])
 end
+-- Returns why the key may not be written, by us and for good; what passes by itself (OOM, READONLY) is raised.
 local function set(key, snapshot, ttl)
-  if ttl == '0' then redis.call('SET', key, snapshot) else redis.call('SET', key, snapshot, 'PX', ttl) end
+  local command = {'SET', key, snapshot}
+  if ttl ~= '0' then command[4], command[5] = 'PX', ttl end
+  local answer = redis.pcall(unpack(command))
+  if not answer.err then return nil end
+  if string.find(answer.err, 'NOPERM') or string.find(answer.err, 'permission') then return answer.err end
+  redis.call(unpack(command))
 end
 local function read(owner)
   local x = redis.pcall('XREADGROUP', 'GROUP', group, owner, 'COUNT', 1, 'STREAMS', stream, '>')
@@ -97,10 +103,10 @@ return {ARGV[1], tonumber(ARGV[3]), v}
 """)
 
 # KEYS stream, response, cancel key. ARGV entry, owner, attempt, snapshot. Only a terminal response has a time to live.
-#   -> 0: not the owner | 1: written | 2: written, and the cancel key exists
+#   -> 0: not the owner | 1: written | 2: written, and the cancel key exists | 3: the response may not be written
 PUBLISH = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
-redis.call('SET', KEYS[2], ARGV[4])
+if set(KEYS[2], ARGV[4], '0') then return 3 end
 if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then return 2 end
 return 1
 """)
@@ -122,13 +128,14 @@ if not ours(ARGV[1], ARGV[2], ARGV[3]) then
   return {'settled', p[1], p[4], v}
 end
 if KEYS[3] then
-  if ARGV[6] ~= '' then set(KEYS[3], ARGV[6], ARGV[5]) end
-  set(KEYS[3], ARGV[4], ARGV[5])
+  if ARGV[6] ~= '' and set(KEYS[3], ARGV[6], ARGV[5]) then return {'refused'} end
+  if set(KEYS[3], ARGV[4], ARGV[5]) then return {'refused'} end
 end
 redis.call('SET', KEYS[2], ARGV[1] .. '/' .. ARGV[3], 'EX', 86400)
 redis.call('XACK', stream, group, ARGV[1])
 redis.call('XDEL', stream, ARGV[1])
-if ARGV[7] ~= '' then redis.call('XADD', stream .. '-run-time', 'MAXLEN', 100, '*', 'duration', ARGV[7]) end
+-- Behind the point of no return nothing may be raised: a key of another type costs the statistics, not the answer.
+if ARGV[7] ~= '' then redis.pcall('XADD', stream .. '-run-time', 'MAXLEN', 100, '*', 'duration', ARGV[7]) end
 if ARGV[8] == '1' then
   local e = read(ARGV[2])
   if e then return {'done', e[1], e[2], e[3]} end
@@ -141,17 +148,22 @@ return {'done'}
 # it. -> 1 | 0: not the owner
 BURY = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
-if KEYS[3] and ARGV[4] ~= '' then set(KEYS[3], ARGV[4], ARGV[5]) end
+local fault = KEYS[3] and ARGV[4] ~= '' and set(KEYS[3], ARGV[4], ARGV[5])
 local copy = {'reason', ARGV[6], 'entry', ARGV[1], 'attempts', ARGV[3], 'owner', ARGV[2]}
 local e = redis.call('XRANGE', stream, ARGV[1], ARGV[1])[1]
 if e then
   -- Lua can pass some 8,000 values at once; an entry with more fields than a request can have is cut.
   for i = 1, math.min(#e[2], 1000) do copy[#copy + 1] = e[2][i] end
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', unpack(copy))
+  local kept = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', unpack(copy))
+  if type(kept) == 'table' and kept.err then
+    -- Out of memory, or not the primary any more: it passes, and then the letter is kept.
+    if not (string.find(kept.err, 'WRONGTYPE') or string.find(kept.err, 'NOPERM')) then return kept end
+    fault = kept.err
+  end
 end
 redis.call('XACK', stream, group, ARGV[1])
 redis.call('XDEL', stream, ARGV[1])
-return 1
+return fault or 1
 """)
 
 # KEYS stream. ARGV triples of entry, owner, attempt.

@@ -150,6 +150,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, queues=(queue,))
 
     @property
+    def response_ttl_ms(self) -> int:
+        """How long a terminal response is kept, in milliseconds; 0: for ever."""
+        return 0 if self.response_ttl is None else max(1, round(self.response_ttl * 1000))
+
+    @property
     def queue(self) -> str:
         """The one queue. Raises UsageError when there is none, or more than one."""
         if len(self.queues) != 1:

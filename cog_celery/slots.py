@@ -10,27 +10,24 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from cog_celery import inputs, scripts
-from cog_celery.cancel import Cancel
-from cog_celery.errors import RunnerDied, ServerError, ServerLost, SetupError
+from cog_celery.errors import GroupMissing, RunnerDied, ServerError, ServerLost, SetupError
 from cog_celery.execution import Execution, Wake
 from cog_celery.guardian import Guardian
-from cog_celery.link import Link, Outage
-from cog_celery.outputs import PredictionUploads, Uploader
+from cog_celery.link import Link, Outage, insist
+from cog_celery.outlet import LARGEST, SlotOutlet, model_log, too_large
+from cog_celery.outputs import Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.refusing import refuse
 from cog_celery.requests import PredictionRequest, Refusal, parse
 from cog_celery.rows import Rows
-from cog_celery.runner import FieldError, Runner, RunnerCommand
-from cog_celery.runtime.cog._runner.rendering import render_queue
+from cog_celery.runner import Runner, RunnerCommand
 from cog_celery.settings import Settings
 from cog_celery.snapshots import Dialect, dialect
 from cog_celery.stream import Delivery, Queue, QueueSettings, Ticket
@@ -48,7 +45,6 @@ SETUP_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds between attempts to set a predictor up again after its runner died. After the last one the slot gives up."""
 
 log = logging.getLogger(__name__)
-model_log = logging.getLogger("cog_celery.model")
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,9 @@ class Workshop:
     spawner: Executor
     """One thread that lives as long as the worker: a runner dies with the thread that spawned it."""
     draining: threading.Event
+    """Nothing new is started."""
+    giving_up: threading.Event
+    """Nothing is waited for any more: the drain's limit is over."""
     is_revoked: Callable[[str], bool]
     on_setup_lines: Callable[[list[str]], None]
     on_finished: Callable[[Prediction], None]
@@ -108,17 +107,18 @@ class Slot:
     # -- its runner
 
     def set_up(self) -> float:
-        """Start the runner and wait for setup(); how many seconds setup() took. Raises SetupError."""
-        settings = self._shop.settings
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        """Start the runner and wait for setup(); how many seconds setup() took. Raises SetupError, OSError."""
+        shop = self._shop
+        self._clear_scratch()
         # What the model, or the runner for it, leaves in its temporary folder goes when the runner does.
         self._scratch = TemporaryDirectory(prefix="cog-celery-runner-", ignore_cleanup_errors=True)
+        shop.guardian.watch_folder(self._scratch.name)
         environment = {**self._environment, "TMPDIR": self._scratch.name}
-        command = RunnerCommand(settings.python, settings.model_dir or ".", environment)
-        runner = self._shop.spawner.submit(Runner, command, self._shop.guardian).result()
-        self._runner = runner
-        ready = runner.setup(command, self._shop.on_setup_lines, settings.setup_timeout)
+        command = RunnerCommand(shop.settings.python, shop.settings.model_dir or ".", environment)
+        runner = self._runner = shop.spawner.submit(Runner, command, shop.guardian).result()
+        if shop.draining.is_set():
+            runner.kill()  # the drain has killed the others, and may not have seen this one
+        ready = runner.setup(command, shop.on_setup_lines, shop.settings.setup_timeout)
         runner.attend(self._wake.fileno())
         log.info("slot %d is ready: setup() took %.2f s, runner %d", self.index, ready.setup_time, runner.pid)
         return ready.setup_time
@@ -129,29 +129,32 @@ class Slot:
             self._runner.kill()
 
     def close(self) -> None:
-        """Let go of everything; nobody uses the slot any more."""
+        """Let go of everything. A slot that still works is left to the end of the process, but for its runner."""
+        if not self._busy.acquire(timeout=1.0):
+            self.kill_runner()
+            return
         if self._runner is not None:
             self._runner.end()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        self._clear_scratch()
         self.link.close()
         self._wake.close()
 
+    def _clear_scratch(self) -> None:
+        if self._scratch is not None:
+            self._shop.guardian.forget_folder(self._scratch.name)
+            self._scratch.cleanup()
+            self._scratch = None
+
     # -- its turn
 
-    def rest(self) -> None:
-        """Put the slot's credit down: it is idle."""
-        if self._shop.draining.is_set() or self._runner is None:
-            return
-        self._insist(lambda: self._shop.queue.put_credit(self.link, self.consumer))
-        self.idle_since = time.monotonic()
+    def begin(self) -> None:
+        """Put the slot's first credit down."""
+        with self._busy:
+            self._rest()
 
     def turn(self, ticket: Ticket) -> bool:
-        """Serve the ticket's entry, then whatever else comes while the turn lasts; False if the slot is not free for
-        it.
-        """
-        # The slot's credit is down a moment before its last turn has let go of it, and the next ticket may come within
-        # that moment.
+        """Serve the ticket's entry, then whatever else comes while the turn lasts; False if it is not free for it."""
+        # The credit is down a moment before the last turn has let go of the slot, and a ticket may come within it.
         if not self._busy.acquire(timeout=HANDOVER):
             return False
         try:
@@ -161,27 +164,49 @@ class Slot:
             if delivery is None:
                 log.info("ticket for %s is void, the slot takes its turn all the same", ticket.entry)
             self._serve(delivery, ends)
+        except GroupMissing:
+            log.warning("queue %s is gone: slot %d ends its turn", self._shop.queue.name, self.index)
+        except ServerError as error:
+            log.error("slot %d ends its turn: %s", self.index, error)
         finally:
             self.current = None
             try:
-                self.rest()
+                self._rest()
             finally:
                 self._busy.release()
         return True
+
+    def _rest(self) -> None:
+        """Put the credit down: the slot is idle. Only with `_busy` held."""
+        if self._shop.draining.is_set():
+            return
+        if (self._runner is None or self._runner.ended) and not self._revive():
+            return
+        self.idle_since = time.monotonic()
+        try:
+            self._insist(lambda: self._shop.queue.put_credit(self.link, self.consumer))
+        except ServerError as error:
+            log.error("slot %d could not put its credit down, the heartbeat will: %s", self.index, error)
 
     @property
     def busy(self) -> bool:
         """Whether it is in a turn."""
         return self._busy.locked()
 
-    def renew_credit(self, link: Link, lease: float) -> None:
-        """From the heartbeat: put an idle slot's credit down again, if it was lost and no ticket came for a lease."""
+    def renew_credit(self, link: Link, lease: float, *, at_once: bool) -> None:
+        """From the heartbeat: put an idle slot's credit down again, if it was lost and no ticket came for a lease.
+
+        `at_once`: the worker was not known for a while, and its credits were thrown away.
+        """
         idle_since = self.idle_since
         if idle_since is None or self.busy:
             self._lacking_since = None
             return
         now = time.monotonic()
-        if link.call("LPOS", self._shop.queue.credits, self.consumer) is not None:
+        if at_once:
+            self._shop.queue.put_credit(link, self.consumer)
+            self._lacking_since = None
+        elif link.call("LPOS", self._shop.queue.credits, self.consumer) is not None:
             self._lacking_since = None
         elif self._lacking_since is None or self._lacking_since < idle_since:
             self._lacking_since = now  # a ticket may be on its way
@@ -193,10 +218,10 @@ class Slot:
     def cancel(self, id: str) -> bool:
         """Cancel the prediction of this id, if it runs here."""
         current = self.current
-        if current is None or id not in (current.id, current.delivery.entry):
+        execution = current.execution if current is not None else None
+        if current is None or execution is None or id not in (current.id, current.delivery.entry):
             return False
-        if current.execution is not None:
-            current.execution.stop("canceled")
+        execution.stop("canceled")
         return True
 
     def _serve(self, delivery: Delivery | None, ends: float) -> None:
@@ -254,54 +279,60 @@ class Slot:
             try:
                 self._count_setup(self.set_up())
                 return True
-            except SetupError as error:
+            except (SetupError, OSError) as error:
                 log.error("slot %d: %s", self.index, error)
                 self._runner = None
         self._shop.on_broken(f"slot {self.index}: its predictor could not be set up again")
         return False
 
     def _count_setup(self, took: float) -> None:
-        self._insist(lambda: self._shop.queue.setup_took(self.link, took))
+        count_setup(self._shop.queue, self.link, took)
 
     # -- one prediction
 
     def _handle(self, delivery: Delivery, ends: float) -> Delivery | None:
         """Answer one entry; the next one, if it was taken in the same step."""
-        shop, queue = self._shop, self._shop.queue
-        current = self.current
-        assert current is not None and self._runner is not None
+        shop, current = self._shop, self.current
+        assert current is not None
         began = time.monotonic()
         try:
-            request = parse(delivery.value, queue.name, shop.settings.max_request_bytes)
+            request = parse(delivery.value, shop.queue.name, shop.settings.max_request_bytes)
         except Refusal as error:
-            refusal = error
+            refusal, ttl = error, shop.settings.response_ttl_ms
             self._insist(
-                lambda: refuse(self.link, queue, delivery, self.consumer, refusal, shop.agreed.dialect, self._ttl)
+                lambda: refuse(self.link, shop.queue, delivery, self.consumer, refusal, shop.agreed.dialect, ttl)
             )
             return None
         id = prediction_id(request, delivery)
         current.id, current.cancel_key = id, request.cancel_key
         if request.webhook is not None:
             log.warning("prediction %s names a webhook: webhooks are not sent yet, its response_queue is served", id)
-        rows = shop.rows
-        rows.add("task-received", id, name="predict", args="()", kwargs=self._about())
-        rows.add("task-started", id)
+        shop.rows.add("task-received", id, name="predict", args="()", kwargs=self._about())
+        shop.rows.add("task-started", id)
         prediction = Prediction(shop.settings.max_log_bytes)
-        outlet = SlotOutlet(self, delivery, request, prediction, id)
+        outlet = SlotOutlet(
+            *(shop.queue, self.link, self.consumer, delivery, request, prediction),
+            dialect(shop.agreed.dialect, delivery.value),
+            shop.uploader,
+            id=id,
+            max_input_bytes=shop.settings.max_input_bytes,
+        )
         try:
             execution = self._execute(current, request, prediction, outlet)
         finally:
             outlet.close()
-        next = None
-        if prediction.terminal:
-            next = self._commit(delivery, request, prediction, outlet, execution, began, ends)
-            self._row(id, prediction, time.monotonic() - began)
-            shop.on_finished(prediction)
+        answered, next = False, None
+        if execution.reason == "refused":
+            self._bury(delivery, request)
+        elif prediction.terminal:
+            answered, next = self._commit(delivery, request, prediction, outlet.dialect, execution.unshown, began, ends)
         else:
             log.warning("prediction %s was given up: %s", id, execution.reason or "its runner is gone")
-            rows.add("task-revoked", id, terminated=True, signum=None, expired=False)
             self._release(delivery)
         self.current = None
+        self._row(id, prediction if answered else None, time.monotonic() - began)
+        if answered:
+            shop.on_finished(prediction)
         if self._runner is not None and self._runner.ended:
             self._tell_death(id, self._runner.exitcode, prediction)
             self._revive()
@@ -336,14 +367,17 @@ class Slot:
         delivery: Delivery,
         request: PredictionRequest,
         prediction: Prediction,
-        outlet: SlotOutlet,
-        execution: Execution,
+        dialect: Dialect,
+        unshown: bool,
         began: float,
         ends: float,
-    ) -> Delivery | None:
+    ) -> tuple[bool, Delivery | None]:
+        """Write the terminal snapshot: whether it was written, and the next entry, if it was taken in the same step."""
         shop = self._shop
-        snapshot = outlet.dialect.render(prediction)
-        before = outlet.dialect.render(prediction, processing=True) if execution.unshown else b""
+        snapshot = dialect.render(prediction)
+        before = dialect.render(prediction, processing=True) if unshown else b""
+        if len(snapshot) > LARGEST:
+            snapshot, before = dialect.render(prediction.without_output(too_large(snapshot))), b""
         now = time.monotonic()
         take = now < ends and not shop.draining.is_set() and self._runner is not None and not self._runner.ended
         verdict, next = self._insist(
@@ -353,136 +387,56 @@ class Slot:
                 self.consumer,
                 request.response_queue,
                 snapshot,
-                ttl=self._ttl,
+                ttl=shop.settings.response_ttl_ms,
                 before=before,
                 duration=now - began,
                 take=take,
             )
         )
-        if verdict == "stale":
-            log.warning("the answer to %s came too late: another attempt owns it", outlet.id)
-        return next
+        if verdict == "refused":
+            self._bury(delivery, request)
+        elif verdict == "stale":
+            log.warning("the answer to %s came too late: another attempt owns it", delivery.entry)
+        return verdict in ("done", "settled"), next
+
+    def _bury(self, delivery: Delivery, request: PredictionRequest) -> None:
+        """End a delivery whose response may not be written: nobody could ever read it."""
+        reason = (
+            f"The response key {request.response_queue!r} may not be written: ask for another, or give us the right."
+        )
+        log.error("entry %s: %s", delivery.entry, reason)
+        self._insist(lambda: self._shop.queue.bury(self.link, delivery, self.consumer, None, b"", reason))
 
     def _tell_death(self, id: str, exitcode: int, prediction: Prediction) -> None:
         how = signal.Signals(-exitcode).name if -exitcode in signal.valid_signals() else f"exitcode {exitcode}"
         last = "; ".join(prediction.logs[-LAST_LINES:]) or "nothing"
         log.warning("the runner of slot %d ended (%s) in prediction %s; it last said: %s", self.index, how, id, last)
 
-    def _row(self, id: str, prediction: Prediction, runtime: float) -> None:
+    def _row(self, id: str, prediction: Prediction | None, runtime: float) -> None:
+        """End the prediction's row; None: this attempt did not answer it."""
         rows = self._shop.rows
-        if prediction.status == "succeeded":
-            rows.add("task-succeeded", id, result="succeeded", runtime=runtime)
-        elif prediction.status == "canceled":
+        if prediction is None or prediction.status == "canceled":
             rows.add("task-revoked", id, terminated=True, signum=None, expired=False)
+        elif prediction.status == "succeeded":
+            rows.add("task-succeeded", id, result="succeeded", runtime=runtime)
         else:
-            what = {"model": "ModelError", "platform": "PlatformError", "input": "InvalidInput"}[
-                prediction.fault or "platform"
-            ]
-            rows.add("task-failed", id, exception=what, traceback="")
+            what = {"model": "ModelError", "platform": "PlatformError", "input": "InvalidInput"}
+            rows.add("task-failed", id, exception=what[prediction.fault or "platform"], traceback="")
 
     def _about(self) -> str:
         gpu = "" if self.gpu is None else f", gpu={self.gpu}"
         return f"queue={self._shop.queue.name}, slot={self.index}{gpu}"
 
-    @property
-    def _ttl(self) -> int:
-        ttl = self._shop.settings.response_ttl
-        return 0 if ttl is None else max(1, int(ttl * 1000))
-
     def _insist(self, step: Callable[[], T]) -> T:
-        """Do a step that must happen, through any outage: every step of a queue may be repeated after a lost reply."""
-        pause = 0.05
-        while True:
-            try:
-                return step()
-            except ServerLost:
-                time.sleep(pause)
-                pause = min(1.0, pause * 2)
+        return insist(step, self._shop.giving_up)
 
 
-class SlotOutlet:
-    """Shows a prediction at its response key, through the fence; its files go where the request or the worker says."""
-
-    def __init__(
-        self, slot: Slot, delivery: Delivery, request: PredictionRequest, prediction: Prediction, id: str
-    ) -> None:
-        self.id = id
-        self.dialect: Dialect = dialect(slot._shop.agreed.dialect, delivery.value)
-        self.execution: Execution | None = None
-        self._slot = slot
-        self._delivery = delivery
-        self._request = request
-        self._prediction = prediction
-        self._folder: TemporaryDirectory[str] | None = None
-        self._uploads: PredictionUploads | None = None
-
-    def refused(self, errors: Sequence[FieldError]) -> str:
-        return render_queue([{"field": e.field, "kind": e.kind, "limit": e.limit, "value": e.value} for e in errors])
-
-    def started(self) -> bool:
-        try:
-            keys, arguments = self._publication(self.dialect.render(self._prediction))
-            self._slot.link.post_script(scripts.PUBLISH, keys, *arguments)
-            return True
-        except ServerLost:
-            self._slot._insist(self._show)
-            return False
-
-    def answered(self) -> None:
-        try:
-            self._heed(self._slot.link.reply())
-        except ServerError:  # lost, or the server does not know the script: again, from the start
-            self._slot._insist(self._show)
-
-    def changed(self) -> int:
-        try:
-            return self._show()
-        except ServerLost:
-            return 0  # the next one carries everything
-
-    def lines(self, lines: list[str]) -> list[str]:
-        shown = [line for line in map(self.dialect.line, lines) if line is not None]
-        if model_log.isEnabledFor(logging.INFO):
-            model_log.info("%s", "\n".join(f"[{self.id}] {line}" for line in lines))
-        return shown
-
-    def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
-        self._folder = TemporaryDirectory(prefix="cog-celery-", ignore_cleanup_errors=True)
-        limit = self._slot._shop.settings.max_input_bytes
-        return inputs.fetch(urls, Path(self._folder.name), max_bytes=limit, cancel=cancel)
-
-    def upload(self, path: str, cancel: Cancel) -> str:
-        if self._uploads is None:
-            request = self._request
-            headers = {name: value for name in ("traceparent", "tracestate") if (value := getattr(request, name))}
-            self._uploads = self._slot._shop.uploader.for_prediction(
-                self.id, upload_urls=request.output_upload_urls, headers=headers, cancel=cancel
-            )
-        return self._uploads.upload(path)
-
-    def close(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-
-    def _show(self) -> int:
-        snapshot = self.dialect.render(self._prediction)
-        keys, arguments = self._publication(snapshot)
-        self._heed(self._slot.link.script(scripts.PUBLISH, keys, *arguments))
-        return len(snapshot)
-
-    def _publication(self, snapshot: bytes) -> tuple[Sequence[str], Sequence[str | int | bytes]]:
-        slot, request = self._slot, self._request
-        assert request.response_queue is not None
-        return slot._shop.queue.publish_arguments(
-            self._delivery, slot.consumer, request.response_queue, request.cancel_key, snapshot
-        )
-
-    def _heed(self, answer: int) -> None:
-        assert self.execution is not None
-        if answer == 0:
-            self.execution.stop("lost")
-        elif answer == 2:
-            self.execution.stop("canceled")
+def count_setup(queue: Queue, link: Link, took: float) -> None:
+    """Add a setup to the statistics, which are not worth a slot."""
+    try:
+        queue.setup_took(link, took)
+    except ServerError as error:
+        log.warning("a setup was not counted: %s", error)
 
 
 def prediction_id(request: PredictionRequest, delivery: Delivery) -> str:

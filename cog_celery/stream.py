@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,6 +23,10 @@ DEAD_LETTERS = 1000
 BRIDGE = re.compile(r".*~[0-9a-f]{8}", re.DOTALL)
 SLOT = re.compile(r".*~[0-9a-f]{8}\.\d+", re.DOTALL)
 RELEASED = "released"
+
+
+Published = Literal["shown", "lost", "canceled", "refused"]
+"""`lost`: not the owner any more. `canceled`: shown, and the cancel key exists. `refused`: it may not be written."""
 
 
 class Ticket(msgspec.Struct, frozen=True, array_like=True):
@@ -76,7 +80,10 @@ def slot_life(consumer: str) -> str:
 
 
 class Queue:
-    """The keys of one queue, and every step about them. Raises ServerLost, GroupMissing, ServerError."""
+    """The keys of one queue, and every step about them. Raises ServerLost, GroupMissing, ServerError.
+
+    All but agree() are one round trip.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -141,10 +148,6 @@ class Queue:
                 )
         return agreed
 
-    def depth(self, link: Link) -> int:
-        """Requests that wait or run."""
-        return int(link.call("XLEN", self.name))
-
     # -- bridges
 
     def take(
@@ -206,9 +209,9 @@ class Queue:
 
     # -- slots
 
-    def announce(self, link: Link, life: str, about: bytes, lease: float) -> None:
-        """Say for one lease that this worker lives."""
-        link.call("SET", self.announce_prefix + life, about, "PX", int(lease * 1000))
+    def announce(self, link: Link, life: str, about: bytes, lease: float) -> bool:
+        """Say for one lease that this worker lives; False when nobody could know any more, and its credits are void."""
+        return link.call("SET", self.announce_prefix + life, about, "PX", int(lease * 1000), "GET") is not None
 
     def denounce(self, link: Link, life: str) -> None:
         """Say that this worker takes nothing any more: from now on its credits are void."""
@@ -244,12 +247,28 @@ class Queue:
         answer = link.script(scripts.RECOVER, (self.name,), consumer)
         return _delivery(answer) if answer else None
 
-    def publish_arguments(
+    def publish(
+        self, link: Link, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes
+    ) -> Published:
+        """Write a snapshot that is not the last one."""
+        return _PUBLISHED[link.script(scripts.PUBLISH, *self._publication(delivery, owner, response, cancel, snapshot))]
+
+    def post_publish(
+        self, link: Link, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes
+    ) -> None:
+        """As publish(), whose answer is to be taken by published(), before anything else is asked on this link."""
+        keys, *arguments = self._publication(delivery, owner, response, cancel, snapshot)
+        link.post_script(scripts.PUBLISH, keys, *arguments)
+
+    def published(self, link: Link) -> Published:
+        """The answer to post_publish()."""
+        return _PUBLISHED[link.reply()]
+
+    def _publication(
         self, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes
-    ) -> tuple[tuple[str, ...], tuple[str | int | bytes, ...]]:
-        """Keys and arguments of PUBLISH, whose reply is 0: not the owner, 1: written, 2: written, to be canceled."""
+    ) -> tuple[Any, ...]:
         keys = (self.name, response) if cancel is None else (self.name, response, cancel)
-        return keys, (delivery.entry, owner, delivery.attempt, snapshot)
+        return keys, delivery.entry, owner, delivery.attempt, snapshot
 
     def commit(
         self,
@@ -263,12 +282,12 @@ class Queue:
         before: bytes = b"",
         duration: float | None = None,
         take: bool = False,
-    ) -> tuple[Literal["done", "settled", "stale"], Delivery | None]:
+    ) -> tuple[Literal["done", "settled", "stale", "refused"], Delivery | None]:
         """Write the terminal snapshot, end the delivery and, with `take`, become the owner of the next entry.
 
         `before` is a snapshot that is to be seen just before the terminal one. `settled`: this was done before, by the
-        same owner at the same attempt, and the reply was lost. `stale`: it is somebody else's by now; nothing was
-        written.
+        same owner at the same attempt, and the reply was lost. `stale`: it is somebody else's by now. `refused`: the
+        response may not be written. With these two, nothing was.
         """
         keys = (self.name, self.settled_prefix + owner) + ((response,) if response is not None else ())
         answer = link.script(
@@ -287,16 +306,17 @@ class Queue:
         snapshot: bytes,
         reason: str,
         ttl: int = 0,
-    ) -> bool:
-        """End a delivery for good: a snapshot, if anybody listens, and a copy among the dead letters. False: not the
-        owner.
+    ) -> bool | str:
+        """End a delivery for good: a snapshot, if anybody listens, and a copy among the dead letters.
+
+        False: not the owner. A text: it was ended, but this is what could not be written, and why.
         """
         keys = (self.name, self.dead) + ((response,) if response is not None else ())
         reason_bytes = reason.encode(errors="replace")
         answer = link.script(
             scripts.BURY, keys, delivery.entry, owner, delivery.attempt, snapshot, ttl, reason_bytes, DEAD_LETTERS
         )
-        return bool(answer)
+        return answer.decode(errors="replace") if isinstance(answer, bytes) else bool(answer)
 
     def setup_took(self, link: Link, seconds: float) -> None:
         """Add one setup to the statistics."""
@@ -331,6 +351,7 @@ class Queue:
         return names
 
 
+_PUBLISHED: dict[int, Published] = {0: "lost", 1: "shown", 2: "canceled", 3: "refused"}
 _VERDICTS: dict[int, Literal["held", "lost", "deleted"]] = {0: "lost", 1: "held", 2: "deleted"}
 
 

@@ -36,16 +36,18 @@ from cog_celery.environment import model_environment
 from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageError
 from cog_celery.execution import Wake
 from cog_celery.guardian import Guardian
-from cog_celery.link import Link, Outage
+from cog_celery.link import Link, Outage, insist
 from cog_celery.outputs import Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.rows import Rows
 from cog_celery.settings import Settings
-from cog_celery.slots import LONG, Slot, Workshop
+from cog_celery.slots import LONG, Slot, Workshop, count_setup
 from cog_celery.stream import TICKET_VERSION, Queue, Ticket, life
 
 TICK = 0.25
 """Seconds between looks at cancel keys of predictions that run longer than that."""
+BROKER_PATIENCE = 2.0
+"""Seconds for a broker that is gone when the worker is, too."""
 REVOKED = 10_000
 """Ids of canceled predictions that have not come yet; a broadcast reaches all workers, and most never see the
 prediction.
@@ -113,7 +115,10 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        node().stop_soon()
+        if node().stopping:
+            node().stop_now()
+        else:
+            node().stop_soon()
 
     def setup_logging(self, colorize: bool | None = None) -> Any:
         if logging.getLogger().handlers:
@@ -135,9 +140,14 @@ class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]
         node().start(worker)
 
     def stop(self, worker: Any) -> None:
+        """Celery stops, for whatever reason: drain first, if that has not happened."""
+        node().stop_soon()
         node().close()
 
-    terminate = stop
+    def terminate(self, worker: Any) -> None:
+        """Celery is told to stop at once: what runs is released."""
+        node().stop_now()
+        node().close()
 
 
 app.steps["worker"].add(SlotsStep)
@@ -180,9 +190,10 @@ class Node:
         self._keeper_link = Link(settings.redis_url, f"cog-celery-keeper:{self.life}", self._outage)
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
         self._guardian = Guardian()
-        self._stops = 0
         self._stop_wanted = threading.Event()
         self._stop_now = threading.Event()
+        self._giving_up = threading.Event()
+        self._stopped = threading.Event()
         self._closed = threading.Event()
         self._failures = 0
         self._revoked: dict[str, None] = {}
@@ -214,6 +225,9 @@ class Node:
             log.error("a ticket of version %d was dropped, this worker knows %d", given.version, TICKET_VERSION)
             return
         slot = next((slot for slot in self.slots if slot.consumer == given.slot), None)
+        if given.stream != self.queue.name:
+            log.error("a ticket for another queue was dropped: %s", given.stream)
+            return
         if slot is None or self.draining.is_set() or not slot.turn(given):
             with self._own_link("release") as link, contextlib.suppress(ServerError):
                 self.queue.release(link, given.entry, given.bridge, given.attempt, self._agreed.lease)
@@ -231,25 +245,33 @@ class Node:
         return bool(self._revoked) and self._revoked.pop(id, False) is None
 
     def stop_soon(self) -> None:
-        """From a signal handler: drain; when called again, release what runs."""
-        self._stops += 1
+        """Drain; may be called from a signal handler."""
         self._stop_wanted.set()
-        if self._stops > 1:
-            self._stop_now.set()
+
+    def stop_now(self) -> None:
+        """Release what runs."""
+        self._stop_now.set()
+        self._stop_wanted.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop_wanted.is_set()
 
     def close(self) -> None:
-        """Called once, when Celery has stopped."""
+        """Called once, from Celery's main thread: when this returns, nothing of ours runs any more."""
+        self._stopped.wait()
         self._closed.set()
-        self._rows.close()
-        try:
-            with self._worker.app.connection_for_write() as connection:
-                delete_queue(connection, self.life)
-        except Exception as error:  # whatever a transport raises: the queue expires, or a bridge deletes it
-            log.warning("this worker's queue was left behind: %s", error)
         for slot in self.slots:
             slot.close()
         self._guardian.close()
         self._spawner.shutdown(wait=False)
+        self._rows.close()
+        try:
+            with self._worker.app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_PATIENCE)
+                delete_queue(connection, self.life)
+        except Exception as error:  # whatever a transport raises: a bridge deletes it
+            log.warning("this worker's queue was left behind: %s", error)
 
     # -- up
 
@@ -272,15 +294,17 @@ class Node:
         if failures:
             raise failures[0]
         for setup in setups:
-            self._insist(partial(self.queue.setup_took, self._link, setup.result()))
+            count_setup(self.queue, self._link, setup.result())
         if not self._insist(self._group_is_there):
             return
         self._about = json.dumps({"worker": settings.name, "slots": len(slots), "gpus": self._assigned}).encode()
         self._insist(lambda: self._heartbeat(slots))
+        if self._stop_wanted.is_set():
+            return
         self._start_thread(self._keep)
         reporting.set_ready_file(True)
         for slot in slots:
-            slot.rest()
+            slot.begin()
         log.info("worker %s is ready: %d slots on queue %s", self.life, len(slots), self.queue.name)
 
     def _make_slots(self) -> list[Slot]:
@@ -297,6 +321,7 @@ class Node:
             outage=self._outage,
             spawner=self._spawner,
             draining=self.draining,
+            giving_up=self._giving_up,
             is_revoked=self._is_revoked,
             on_setup_lines=self._report.lines,
             on_finished=self._finished,
@@ -331,14 +356,10 @@ class Node:
 
     def _insist(self, step: Callable[[], T]) -> T | None:
         """Do a step on our link, through any outage; None when told to stop before."""
-        pause = 0.05
-        while not self._stop_wanted.is_set():
-            try:
-                return step()
-            except ServerLost:
-                self._stop_wanted.wait(pause)
-                pause = min(1.0, pause * 2)
-        return None
+        try:
+            return insist(step, self._stop_wanted)
+        except ServerLost:
+            return None
 
     def _start_thread(self, target: Callable[[], None]) -> None:
         name = target.__name__.strip("_")
@@ -363,21 +384,17 @@ class Node:
 
     def _look_for_cancels(self, slots: list[Slot]) -> None:
         long_ago = time.monotonic() - LONG
-        wanted = [
-            current
-            for slot in slots
-            if (current := slot.current) and current.cancel_key and current.execution and current.since < long_ago
-        ]
-        for current in wanted:
-            self._keeper_link.post("EXISTS", current.cancel_key)
-        for exists, current in [(self._keeper_link.reply(), current) for current in wanted]:
-            if exists and current.execution:
+        for slot in slots:
+            current = slot.current
+            if current is None or current.cancel_key is None or current.since > long_ago:
+                continue
+            if current.execution is not None and self._keeper_link.call("EXISTS", current.cancel_key):
                 current.execution.stop("canceled")
 
     def _heartbeat(self, slots: list[Slot]) -> None:
         link, lease = self._keeper_link, self._agreed.lease
         if not self.draining.is_set():
-            self.queue.announce(link, self.life, self._about, lease)
+            was_known = self.queue.announce(link, self.life, self._about, lease)
             if self.draining.is_set():
                 self.queue.denounce(link, self.life)
         held = [(slot, current) for slot in slots if (current := slot.current)]
@@ -391,7 +408,7 @@ class Node:
                 current.execution.stop("canceled" if verdict == "deleted" else "lost")
         if not self.draining.is_set():
             for slot in slots:
-                slot.renew_credit(link, lease)
+                slot.renew_credit(link, lease, at_once=not was_known)
 
     def _give_up(self, slots: list[Slot], error: Exception) -> None:
         """Nobody can tell whether we are still the owners: others may be at work on the same entries."""
@@ -429,46 +446,73 @@ class Node:
 
     def _await_stop(self) -> None:
         self._stop_wanted.wait()
-        began = time.monotonic()
         self.draining.set()
-        log.info("draining: nothing new is started")
-        slots = self.slots
-        try:
-            self._drain(slots, began)
-        except ServerError as error:
-            log.warning("draining without Redis: %s", error)
-        for slot in slots:
-            slot.kill_runner()  # a setup() may still be going on
         reporting.set_ready_file(False)
-        state.should_stop = self.exit_code
-        self._wake_hub.set()
+        log.info("draining: nothing new is started")
+        try:
+            with self._own_link("drain") as link:
+                self._drain(link, time.monotonic() + self.settings.drain_timeout)
+        except Exception:
+            log.exception("a bug of ours in the drain")
+            self.exit_code = 1
+        finally:
+            self._giving_up.set()
+            for slot in self.slots:
+                self._abandon(slot)  # a setup() may still be going on
+            state.should_stop = self.exit_code
+            self._wake_hub.set()
+            self._stopped.set()
 
-    def _drain(self, slots: list[Slot], began: float) -> None:
-        queue = self.queue
-        with self._own_link("drain") as link:
-            queue.denounce(link, self.life)
+    def _drain(self, link: Link, limit: float) -> None:
+        """Denounce, end turns, let what runs finish until `limit` (monotonic), release the rest. Redis may be gone."""
+        queue, slots = self.queue, self.slots
+        steps: list[partial[Any]] = [partial(queue.denounce, link, self.life)]
+        steps += [partial(queue.withdraw_credit, link, slot.consumer) for slot in slots]
+        while any(slot.busy for slot in slots) and time.monotonic() < limit and not self._stop_now.is_set():
             for slot in slots:
-                queue.withdraw_credit(link, slot.consumer)
-            limit = began + self.settings.drain_timeout
-            while any(slot.busy for slot in slots) and time.monotonic() < limit and not self._stop_now.is_set():
-                for slot in slots:
-                    if slot.waiting and slot.link.client_id:
-                        link.call("CLIENT", "UNBLOCK", slot.link.client_id)
-                self._stop_now.wait(0.02)
-            for slot in slots:
-                if current := slot.current:
-                    log.warning("prediction %s is released: it did not end before the drain did", current.id)
-                    delivery = current.delivery
-                    queue.release(link, delivery.entry, slot.consumer, delivery.attempt, self._agreed.lease)
-                    if current.execution is not None:
-                        current.execution.stop("shutdown")
-                    slot.kill_runner()
-            until = time.monotonic() + 2.0
-            while any(slot.busy for slot in slots) and time.monotonic() < until:
-                time.sleep(0.005)
-            queue.denounce(link, self.life)  # a heartbeat may have crossed the first one
-            for slot in slots:
-                queue.forget(link, slot.consumer)
+                if slot.waiting and slot.link.client_id and not steps:
+                    steps.append(partial(link.call, "CLIENT", "UNBLOCK", slot.link.client_id))
+                elif slot.busy and not slot.waiting and (slot.current is None or slot.current.execution is None):
+                    slot.kill_runner()  # in a setup(), or about to begin what is not to begin any more
+            steps = self._try(steps)
+            self._stop_now.wait(0.02)
+        for slot in slots:
+            if current := slot.current:
+                log.warning("prediction %s is released: it did not end before the drain did", current.id)
+                delivery = current.delivery
+                steps.append(
+                    partial(queue.release, link, delivery.entry, slot.consumer, delivery.attempt, self._agreed.lease)
+                )
+        steps = self._try(steps)
+        self._giving_up.set()
+        for slot in slots:
+            self._abandon(slot)
+        until = time.monotonic() + 2.0
+        while any(slot.busy for slot in slots) and time.monotonic() < until:
+            time.sleep(0.005)
+        steps.append(partial(queue.denounce, link, self.life))  # a heartbeat may have crossed the first one
+        steps += [partial(queue.forget, link, slot.consumer) for slot in slots]
+        if left := self._try(steps):
+            log.warning("stopped without Redis: %d steps of the drain were left out", len(left))
+
+    @staticmethod
+    def _try(steps: list[partial[Any]]) -> list[partial[Any]]:
+        """Do the steps; those that Redis was out of reach for."""
+        for index, step in enumerate(steps):
+            try:
+                step()
+            except ServerLost:
+                return steps[index:]
+            except ServerError as error:
+                log.warning("a step of the drain was refused: %s", error)
+        return []
+
+    @staticmethod
+    def _abandon(slot: Slot) -> None:
+        """Stop what a slot still does, in this order: the runner's death is then not the prediction's."""
+        if (current := slot.current) and current.execution is not None:
+            current.execution.stop("shutdown")
+        slot.kill_runner()
 
     def _own_link(self, what: str) -> contextlib.closing[Link]:
         return contextlib.closing(Link(self.settings.redis_url, f"cog-celery-{what}:{self.life}", self._outage))

@@ -98,6 +98,8 @@ def fleets_on(server: Server, folder: Path) -> Iterator[FleetFactory]:
     try:
         yield make
         for fleet in fleets:
+            fleet.terminate()
+        for fleet in fleets:
             fleet.stop()
     finally:
         for fleet in fleets:

@@ -263,7 +263,7 @@ def test_a_restart_of_the_server_loses_and_doubles_nothing(lasting_server: Redis
         one = fleet("modes", slots=2, lease=LEASE)
         requests = [one.producer.send({"mode": "sleeps", "seconds": 0.3, "text": str(i)}) for i in range(10)]
         one.producer.wait_for(requests[1], lambda response: True)
-        lasting_server.restart(pause=1.0)
+        lasting_server.restart(pause=0.5)
         with recording(lasting_server) as monitor:
             for i, request in enumerate(requests):
                 assert one.producer.wait(request, timeout=30)["output"] == str(i)

@@ -144,7 +144,7 @@ def test_one_in_a_thousand_waits_no_longer_than_the_others(fleet: FleetFactory) 
     """No request falls between the bridge's watch and a slot's turn, where it would wait for a time limit of either."""
     one = fleet("modes", turn=0.05)
     slowest = 0.0
-    for i in range(80):
+    for i in range(50):
         # Around the end of the turn, where a slot gives up its wait and the bridge takes over.
         time.sleep(0.04 + (i % 10) * 0.003)
         since = time.monotonic()

@@ -11,7 +11,6 @@ import pytest
 
 from cog_celery.errors import GroupMissing, ServerLost, SettingsConflict
 from cog_celery.link import Link
-from cog_celery.scripts import PUBLISH
 from cog_celery.stream import TICKET_VERSION, Delivery, Queue, Ticket
 from tests.support.servers import RedisServer
 
@@ -163,21 +162,19 @@ def running(link: Link, queue: Queue) -> Delivery:
     return claimed
 
 
-def publish(link: Link, queue: Queue, delivery: Delivery, owner: str, key: str, cancel: str | None = None) -> int:
-    keys, arguments = queue.publish_arguments(delivery, owner, key, cancel, b"snapshot")
-    answer: int = link.script(PUBLISH, keys, *arguments)
-    return answer
+def publish(link: Link, queue: Queue, delivery: Delivery, owner: str, key: str, cancel: str | None = None) -> str:
+    return queue.publish(link, delivery, owner, key, cancel, b"snapshot")
 
 
 def test_only_the_owner_at_its_attempt_publishes_and_learns_of_the_cancel_key(link: Link, queue: Queue) -> None:
     delivery = running(link, queue)
     response, cancel = f"{queue.name}-r", f"{queue.name}-c"
-    assert publish(link, queue, delivery, BRIDGE, response) == 0
-    assert publish(link, queue, Delivery(delivery.entry, 2, None), SLOT, response) == 0
+    assert publish(link, queue, delivery, BRIDGE, response) == "lost"
+    assert publish(link, queue, Delivery(delivery.entry, 2, None), SLOT, response) == "lost"
     assert link.call("EXISTS", response) == 0
-    assert publish(link, queue, delivery, SLOT, response, cancel) == 1
+    assert publish(link, queue, delivery, SLOT, response, cancel) == "shown"
     link.call("RPUSH", cancel, "a list is a key too")
-    assert publish(link, queue, delivery, SLOT, response, cancel) == 2
+    assert publish(link, queue, delivery, SLOT, response, cancel) == "canceled"
     assert link.call("GET", response) == b"snapshot"
 
 
@@ -189,7 +186,7 @@ def test_a_commit_ends_the_delivery_and_takes_the_next_in_one_step(link: Link, q
     assert answer == ("done", Delivery(second, 1, b"second"))
     assert link.call("GET", response) == b"end"
     assert owners(link, queue) == {second: (SLOT, 1)}
-    assert queue.depth(link) == 1
+    assert link.call("XLEN", queue.name) == 1
     assert link.call("XRANGE", queue.run_time, "-", "+")[0][1] == [b"duration", b"0.250000"]
 
 
@@ -217,6 +214,49 @@ def test_a_stale_commit_writes_nothing(link: Link, queue: Queue) -> None:
     assert owners(link, queue) == {delivery.entry: (OTHER, 2)}
 
 
+def test_what_may_not_be_written_ends_the_delivery_all_the_same(
+    link: Link, queue: Queue, redis_server: RedisServer
+) -> None:
+    user, rules = f"u-{queue.name}", (f"~{queue.name}*", "~cog-celery:*", "+@all")
+    link.call("ACL", "SETUSER", user, "on", ">secret", *rules)
+    limited = Link(redis_server.url.replace("redis://", f"redis://{user}:secret@"), "limited")
+    try:
+        delivery = running(link, queue)
+        assert publish(limited, queue, delivery, SLOT, "not-for-you") == "refused"
+        assert queue.commit(limited, delivery, SLOT, "not-for-you", b"end") == ("refused", None)
+        assert owners(link, queue) == {delivery.entry: (SLOT, 1)}
+        assert "not-for-you" not in str(queue.bury(limited, delivery, SLOT, "not-for-you", b"end", "why"))
+        assert owners(link, queue) == {}
+        assert link.call("XLEN", queue.dead) == 1
+    finally:
+        limited.close()
+        link.call("ACL", "DELUSER", user)
+
+
+def test_keys_of_another_type_cost_the_statistics_and_the_letter_but_not_the_answer(link: Link, queue: Queue) -> None:
+    link.call("SET", queue.run_time, "a string")
+    link.call("SET", queue.dead, "a string")
+    delivery = running(link, queue)
+    second = add(link, queue)
+    assert queue.commit(link, delivery, SLOT, f"{queue.name}-r", b"end", duration=1.0, take=True)[1] is not None
+    fault = queue.bury(link, Delivery(second, 1, None), SLOT, None, b"", "why")
+    assert isinstance(fault, str) and "WRONGTYPE" in fault
+    assert owners(link, queue) == {}
+    assert link.call("XLEN", queue.name) == 0
+
+
+def test_a_reply_that_nobody_took_is_not_taken_for_anothers(link: Link, queue: Queue) -> None:
+    link.post("ECHO", "somebody else's")
+    assert link.call("ECHO", "ours") == b"ours"
+
+
+def test_a_worker_that_was_not_known_learns_it_when_it_announces_itself(link: Link, queue: Queue) -> None:
+    assert not queue.announce(link, LIFE, b"{}", 60)
+    assert queue.announce(link, LIFE, b"{}", 60)
+    queue.denounce(link, LIFE)
+    assert not queue.announce(link, LIFE, b"{}", 60)
+
+
 def test_run_times_are_capped_at_exactly_100(link: Link, queue: Queue) -> None:
     lives(link, queue, SLOT)
     for _ in range(130):
@@ -225,7 +265,7 @@ def test_run_times_are_capped_at_exactly_100(link: Link, queue: Queue) -> None:
     next: Delivery | None = claim(link, queue, delivery)
     while next is not None:
         _, next = queue.commit(link, next, SLOT, None, b"", duration=0.001, take=True)
-    assert queue.depth(link) == 0
+    assert link.call("XLEN", queue.name) == 0
     assert link.call("XLEN", queue.run_time) == 100
 
 
@@ -242,7 +282,7 @@ def test_a_buried_message_is_among_the_dead_letters_as_it_was(link: Link, queue:
     _, delivery = take(link, queue)
     assert not queue.bury(link, delivery, OTHER, "r", b"s", "why")
     assert queue.bury(link, delivery, BRIDGE, f"{queue.name}-r", b"s", "why")
-    assert queue.depth(link) == 0
+    assert link.call("XLEN", queue.name) == 0
     assert owners(link, queue) == {}
     (_, fields) = link.call("XRANGE", queue.dead, "-", "+")[0]
     letter = dict(zip(fields[::2], fields[1::2], strict=True))
@@ -262,7 +302,7 @@ def test_an_entry_with_more_fields_than_lua_can_pass_is_buried_all_the_same(link
     _, delivery = take(link, queue)
     assert delivery.value is None
     assert queue.bury(link, delivery, BRIDGE, None, b"", "no value")
-    assert queue.depth(link) == 0
+    assert link.call("XLEN", queue.name) == 0
 
 
 def test_extend_tells_held_lost_and_deleted_apart_and_begins_the_lease_anew(link: Link, queue: Queue) -> None:

@@ -129,8 +129,8 @@ def test_a_second_sigterm_releases_what_runs_for_another_worker_at_once(fleet: F
 
 
 def test_the_drain_limit_releases_what_runs(fleet: FleetFactory) -> None:
-    two = fleet("modes", lease=3, drain_timeout=1)
-    request = two.producer.send({"mode": "sleeps", "seconds": 2.5, "text": "done"})
+    two = fleet("modes", lease=1, drain_timeout=0.5)
+    request = two.producer.send({"mode": "sleeps", "seconds": 1.5, "text": "done"})
     two.producer.wait_for(request, lambda response: True)
     first = two.workers[0]
     first.terminate()

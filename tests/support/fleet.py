@@ -85,6 +85,7 @@ class Fleet:
         self.bridges: list[Child] = []
         self.workers: list[Child] = []
         self.discarded = False
+        self._stopping: list[Child] = []
         self._seen: set[Process] = set()
 
     # Starting
@@ -229,13 +230,18 @@ class Fleet:
 
     # Stopping
 
+    def terminate(self) -> None:
+        """SIGTERM, once, to all that still runs."""
+        self.processes()
+        for child in self.children:
+            if child.running and child not in self._stopping:
+                child.terminate()
+                self._stopping.append(child)
+
     def stop(self, *, timeout: float = 20.0) -> None:
         """SIGTERM to all that still runs. Every exit status must be 0, and no process be left."""
-        self.processes()
-        living = [child for child in self.children if child.running]
-        for child in living:
-            child.terminate()
-        statuses = {child.name: child.wait(timeout) for child in living}
+        self.terminate()
+        statuses = {child.name: child.wait(timeout) for child in self._stopping}
         assert not any(statuses.values()), f"exit statuses after SIGTERM: {statuses}"
         self.check_nothing_left()
 

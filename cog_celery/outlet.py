@@ -1,0 +1,136 @@
+"""Shows one prediction at its response key, through the fence; fetches its files, and takes them where they are to go.
+
+It must not know what the predictor does, nor decide when there is something to show.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cog_celery import inputs
+from cog_celery.cancel import Cancel
+from cog_celery.errors import GroupMissing, ServerLost
+from cog_celery.execution import Execution
+from cog_celery.link import Link, ScriptMissing
+from cog_celery.outputs import PredictionUploads, Uploader
+from cog_celery.prediction import Prediction
+from cog_celery.requests import PredictionRequest
+from cog_celery.runner import FieldError
+from cog_celery.runtime.cog._runner.rendering import render_queue
+from cog_celery.snapshots import Dialect
+from cog_celery.stream import Delivery, Published, Queue
+
+LARGEST = (512 << 20) - 1024
+"""Bytes. Redis takes no longer value."""
+
+model_log = logging.getLogger("cog_celery.model")
+
+
+class SlotOutlet:
+    """Used by one slot, for one delivery; `execution` is told of what the server says."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        link: Link,
+        owner: str,
+        delivery: Delivery,
+        request: PredictionRequest,
+        prediction: Prediction,
+        dialect: Dialect,
+        uploader: Uploader,
+        *,
+        id: str,
+        max_input_bytes: int,
+    ) -> None:
+        self.dialect = dialect
+        self.execution: Execution | None = None
+        self._queue = queue
+        self._link = link
+        self._owner = owner
+        self._delivery = delivery
+        self._request = request
+        self._prediction = prediction
+        self._uploader = uploader
+        self._id = id
+        self._max_input_bytes = max_input_bytes
+        self._folder: TemporaryDirectory[str] | None = None
+        self._uploads: PredictionUploads | None = None
+
+    def refused(self, errors: Sequence[FieldError]) -> str:
+        return render_queue([{"field": e.field, "kind": e.kind, "limit": e.limit, "value": e.value} for e in errors])
+
+    def started(self) -> bool:
+        snapshot = self.dialect.render(self._prediction)
+        try:
+            self._queue.post_publish(*self._place(), snapshot)
+        except ServerLost:
+            return False
+        return True
+
+    def answered(self) -> bool:
+        try:
+            self._heed(self._queue.published(self._link))
+        except (ServerLost, ScriptMissing):
+            return False
+        except GroupMissing:
+            self._heed("lost")
+        return True
+
+    def changed(self) -> int | None:
+        snapshot = self.dialect.render(self._prediction)
+        if len(snapshot) > LARGEST:
+            self._stop("failed", too_large(snapshot))
+            return len(snapshot)
+        try:
+            self._heed(self._queue.publish(*self._place(), snapshot))
+        except ServerLost:
+            return None
+        except GroupMissing:
+            self._heed("lost")
+        return len(snapshot)
+
+    def lines(self, lines: list[str]) -> list[str]:
+        shown = [line for line in map(self.dialect.line, lines) if line is not None]
+        if model_log.isEnabledFor(logging.INFO):
+            model_log.info("%s", "\n".join(f"[{self._id}] {line}" for line in lines))
+        return shown
+
+    def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
+        self._folder = TemporaryDirectory(prefix="cog-celery-", ignore_cleanup_errors=True)
+        return inputs.fetch(urls, Path(self._folder.name), max_bytes=self._max_input_bytes, cancel=cancel)
+
+    def upload(self, path: str, cancel: Cancel) -> str:
+        if self._uploads is None:
+            request = self._request
+            headers = {name: value for name in ("traceparent", "tracestate") if (value := getattr(request, name))}
+            self._uploads = self._uploader.for_prediction(
+                self._id, upload_urls=request.output_upload_urls, headers=headers, cancel=cancel
+            )
+        return self._uploads.upload(path)
+
+    def close(self) -> None:
+        """Remove the inputs' files."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _place(self) -> tuple[Link, Delivery, str, str, str | None]:
+        request = self._request
+        assert request.response_queue is not None
+        return self._link, self._delivery, self._owner, request.response_queue, request.cancel_key
+
+    def _heed(self, answer: Published) -> None:
+        if answer != "shown":
+            self._stop(answer)
+
+    def _stop(self, reason: Published | str, error: str = "") -> None:
+        assert self.execution is not None
+        self.execution.stop(reason, error)  # type: ignore[arg-type]
+
+
+def too_large(snapshot: bytes) -> str:
+    """Why a snapshot cannot be shown."""
+    return f"The response has {len(snapshot) >> 20} MiB, more than Redis can keep: return files instead."
