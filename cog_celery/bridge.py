@@ -186,6 +186,7 @@ class StreamBridge:
         self._stopping = stopping
         self._link = Link(settings.redis_url, f"cog-celery-bridge:{name}", outage)
         self._blocked = False
+        self._complaint = ""
         self._waiting: dict[str, int] = {}
         self._dispatched: dict[str, tuple[str, float]] = {}
         self._agreed: QueueSettings | None = None
@@ -215,6 +216,15 @@ class StreamBridge:
                 self._stopping.wait(GROUP_PAUSE)
             except ServerLost:
                 self._be_patient()
+                self._stopping.wait(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+            except ServerError as error:
+                if self._agreed is None:
+                    raise
+                # One entry, or one right that is missing, must not end the service of all others.
+                if str(error) != self._complaint:
+                    self._complaint = str(error)
+                    log.error("queue %s: %s", self.queue.name, error)
                 self._stopping.wait(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
         self._drain()

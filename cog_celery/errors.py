@@ -7,7 +7,8 @@ It must not know where an error is shown: no logging, no rendering of snapshots.
     ├── PlatformError           ours: the model is not to blame
     │   ├── ServerError         Redis or the broker refused us, or is not fit for the work
     │   │   ├── ServerLost      it is out of reach, or in a state that passes: try again
-    │   │   └── GroupMissing    the consumer group does not exist
+    │   │   ├── GroupMissing    the consumer group does not exist
+    │   │   └── Forbidden       the server's access rules do not allow it
     │   ├── SettingsConflict    the queue was made with other settings
     │   ├── SetupError          the predictor could not be loaded or set up
     │   ├── RunnerDied          the runner's process ended on its own
@@ -44,6 +45,10 @@ class ServerLost(ServerError):
 
 class GroupMissing(ServerError):
     """The stream has no consumer group of its name."""
+
+
+class Forbidden(ServerError):
+    """The server's access rules forbid us a key or a command."""
 
 
 class SettingsConflict(PlatformError):

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
 from redis.retry import Retry
 
-from cog_celery.errors import GroupMissing, ServerError, ServerLost
+from cog_celery.errors import Forbidden, GroupMissing, ServerError, ServerLost
 from cog_celery.scripts import SCRIPTS, Script
 
 REPLY_TIMEOUT = 5.0
@@ -111,7 +111,6 @@ class Link:
             return self.reply()
         except ScriptMissing:
             # The server lost its scripts (SCRIPT FLUSH, a failover), and did nothing: a fresh connection loads them.
-            self.close()
             self.post_script(script, keys, *arguments)
             return self.reply()
 
@@ -139,6 +138,7 @@ class Link:
                 return self._connection.read_response(timeout=wait + REPLY_TIMEOUT)
             return self._connection.read_response()
         except redis.exceptions.NoScriptError as error:
+            self.close()  # the next connection loads them
             raise ScriptMissing(str(error)) from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             raise self._lost(error) from error
@@ -182,6 +182,8 @@ class Link:
         text = str(error)
         if "NOGROUP" in text:
             return GroupMissing(text)
+        if isinstance(error, redis.exceptions.NoPermissionError):
+            return Forbidden(f"Redis forbids us a command or a key: {text}")
         kind = type(error)
         transient = kind in (redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError)
         if transient or any(word in text for word in TRANSIENT):

@@ -87,7 +87,7 @@ class SlotOutlet:
             return len(snapshot)
         try:
             self._heed(self._queue.publish(*self._place(), snapshot))
-        except ServerLost:
+        except (ServerLost, ScriptMissing):
             return None
         except GroupMissing:
             self._heed("lost")

@@ -39,14 +39,8 @@ local function value(entry)
   if not e then return nil end
   return value_of(e[2])
 end
--- Returns why the key may not be written, by us and for good; what passes by itself (OOM, READONLY) is raised.
 local function set(key, snapshot, ttl)
-  local command = {'SET', key, snapshot}
-  if ttl ~= '0' then command[4], command[5] = 'PX', ttl end
-  local answer = redis.pcall(unpack(command))
-  if not answer.err then return nil end
-  if string.find(answer.err, 'NOPERM') or string.find(answer.err, 'permission') then return answer.err end
-  redis.call(unpack(command))
+  if ttl == '0' then redis.call('SET', key, snapshot) else redis.call('SET', key, snapshot, 'PX', ttl) end
 end
 local function read(owner)
   local x = redis.pcall('XREADGROUP', 'GROUP', group, owner, 'COUNT', 1, 'STREAMS', stream, '>')
@@ -103,10 +97,10 @@ return {ARGV[1], tonumber(ARGV[3]), v}
 """)
 
 # KEYS stream, response, cancel key. ARGV entry, owner, attempt, snapshot. Only a terminal response has a time to live.
-#   -> 0: not the owner | 1: written | 2: written, and the cancel key exists | 3: the response may not be written
+#   -> 0: not the owner | 1: written | 2: written, and the cancel key exists
 PUBLISH = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
-if set(KEYS[2], ARGV[4], '0') then return 3 end
+redis.call('SET', KEYS[2], ARGV[4])
 if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then return 2 end
 return 1
 """)
@@ -128,8 +122,8 @@ if not ours(ARGV[1], ARGV[2], ARGV[3]) then
   return {'settled', p[1], p[4], v}
 end
 if KEYS[3] then
-  if ARGV[6] ~= '' and set(KEYS[3], ARGV[6], ARGV[5]) then return {'refused'} end
-  if set(KEYS[3], ARGV[4], ARGV[5]) then return {'refused'} end
+  if ARGV[6] ~= '' then set(KEYS[3], ARGV[6], ARGV[5]) end
+  set(KEYS[3], ARGV[4], ARGV[5])
 end
 redis.call('SET', KEYS[2], ARGV[1] .. '/' .. ARGV[3], 'EX', 86400)
 redis.call('XACK', stream, group, ARGV[1])
@@ -148,7 +142,8 @@ return {'done'}
 # it. -> 1 | 0: not the owner
 BURY = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
-local fault = KEYS[3] and ARGV[4] ~= '' and set(KEYS[3], ARGV[4], ARGV[5])
+local fault
+if KEYS[3] and ARGV[4] ~= '' then set(KEYS[3], ARGV[4], ARGV[5]) end
 local copy = {'reason', ARGV[6], 'entry', ARGV[1], 'attempts', ARGV[3], 'owner', ARGV[2]}
 local e = redis.call('XRANGE', stream, ARGV[1], ARGV[1])[1]
 if e then
@@ -157,7 +152,7 @@ if e then
   local kept = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', unpack(copy))
   if type(kept) == 'table' and kept.err then
     -- Out of memory, or not the primary any more: it passes, and then the letter is kept.
-    if not (string.find(kept.err, 'WRONGTYPE') or string.find(kept.err, 'NOPERM')) then return kept end
+    if not string.find(kept.err, 'WRONGTYPE') then return kept end
     fault = kept.err
   end
 end

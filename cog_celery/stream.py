@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from cog_celery import scripts
-from cog_celery.errors import GroupMissing, ServerError, SettingsConflict
+from cog_celery.errors import Forbidden, GroupMissing, ServerError, SettingsConflict
 from cog_celery.link import Link
 from cog_celery.requests import OUR_PREFIX
 
@@ -251,24 +251,22 @@ class Queue:
         self, link: Link, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes
     ) -> Published:
         """Write a snapshot that is not the last one."""
-        return _PUBLISHED[link.script(scripts.PUBLISH, *self._publication(delivery, owner, response, cancel, snapshot))]
+        self.post_publish(link, delivery, owner, response, cancel, snapshot)
+        return self.published(link)
 
     def post_publish(
         self, link: Link, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes
     ) -> None:
         """As publish(), whose answer is to be taken by published(), before anything else is asked on this link."""
-        keys, *arguments = self._publication(delivery, owner, response, cancel, snapshot)
-        link.post_script(scripts.PUBLISH, keys, *arguments)
+        keys = (self.name, response) if cancel is None else (self.name, response, cancel)
+        link.post_script(scripts.PUBLISH, keys, delivery.entry, owner, delivery.attempt, snapshot)
 
     def published(self, link: Link) -> Published:
         """The answer to post_publish()."""
-        return _PUBLISHED[link.reply()]
-
-    def _publication(
-        self, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes
-    ) -> tuple[Any, ...]:
-        keys = (self.name, response) if cancel is None else (self.name, response, cancel)
-        return keys, delivery.entry, owner, delivery.attempt, snapshot
+        try:
+            return _PUBLISHED[link.reply()]
+        except Forbidden:
+            return "refused"
 
     def commit(
         self,
@@ -290,11 +288,14 @@ class Queue:
         response may not be written. With these two, nothing was.
         """
         keys = (self.name, self.settled_prefix + owner) + ((response,) if response is not None else ())
-        answer = link.script(
-            *(scripts.COMMIT, keys, delivery.entry, owner, delivery.attempt, snapshot, ttl, before),
-            "" if duration is None else f"{duration:.6f}",
-            int(take),
-        )
+        try:
+            answer = link.script(
+                *(scripts.COMMIT, keys, delivery.entry, owner, delivery.attempt, snapshot, ttl, before),
+                "" if duration is None else f"{duration:.6f}",
+                int(take),
+            )
+        except Forbidden:
+            return "refused", None
         return answer[0].decode(), _delivery(answer[1:]) if len(answer) > 1 else None
 
     def bury(
@@ -311,12 +312,21 @@ class Queue:
 
         False: not the owner. A text: it was ended, but this is what could not be written, and why.
         """
-        keys = (self.name, self.dead) + ((response,) if response is not None else ())
         reason_bytes = reason.encode(errors="replace")
-        answer = link.script(
-            scripts.BURY, keys, delivery.entry, owner, delivery.attempt, snapshot, ttl, reason_bytes, DEAD_LETTERS
-        )
-        return answer.decode(errors="replace") if isinstance(answer, bytes) else bool(answer)
+        arguments = (delivery.entry, owner, delivery.attempt, snapshot, ttl, reason_bytes, DEAD_LETTERS)
+        keys = (self.name, self.dead)
+        fault = ""
+        if response is None:
+            answer = link.script(scripts.BURY, keys, *arguments)
+        else:
+            try:
+                answer = link.script(scripts.BURY, (*keys, response), *arguments)
+            except Forbidden as error:
+                fault = str(error)
+                answer = link.script(scripts.BURY, keys, *arguments)
+        if isinstance(answer, bytes):
+            fault = f"{fault} {answer.decode(errors='replace')}".strip()
+        return fault or bool(answer)
 
     def setup_took(self, link: Link, seconds: float) -> None:
         """Add one setup to the statistics."""
