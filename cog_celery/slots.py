@@ -128,6 +128,12 @@ class Slot:
         if self._runner is not None:
             self._runner.kill()
 
+    def abandon(self) -> None:
+        """Stop what it does, in this order: the runner's death is then not the prediction's."""
+        if (current := self.current) and current.execution is not None:
+            current.execution.stop("shutdown")
+        self.kill_runner()
+
     def close(self) -> None:
         """Let go of everything. A slot that still works is left to the end of the process, but for its runner."""
         if not self._busy.acquire(timeout=1.0):

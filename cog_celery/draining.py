@@ -1,0 +1,77 @@
+"""The end of a worker's slots: denounce, end turns, let what runs finish, release the rest at the limit.
+
+It must not know why the worker ends. Redis may be out of reach all the while.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from cog_celery.errors import ServerError, ServerLost
+from cog_celery.link import Link
+from cog_celery.slots import Slot
+from cog_celery.stream import Queue
+
+LOOK = 0.02
+"""Seconds between looks at whether slots are done."""
+LAST_PATIENCE = 2.0
+"""Seconds for slots whose runners were killed to let go."""
+
+log = logging.getLogger(__name__)
+
+
+def drain(
+    queue: Queue,
+    link: Link,
+    life: str,
+    slots: Sequence[Slot],
+    lease: float,
+    *,
+    limit: float,
+    now: threading.Event,
+    giving_up: threading.Event,
+) -> None:
+    """Drain until `limit` (monotonic), or until `now`; then `giving_up` is set, and nothing is waited for any more."""
+    steps: list[partial[Any]] = [partial(queue.denounce, link, life)]
+    steps += [partial(queue.withdraw_credit, link, slot.consumer) for slot in slots]
+    while any(slot.busy for slot in slots) and time.monotonic() < limit and not now.is_set():
+        for slot in slots:
+            if slot.waiting and slot.link.client_id and not steps:
+                steps.append(partial(link.call, "CLIENT", "UNBLOCK", slot.link.client_id))
+            elif slot.busy and not slot.waiting and (slot.current is None or slot.current.execution is None):
+                slot.kill_runner()  # in a setup(), or about to begin what is not to begin any more
+        steps = _try(steps)
+        now.wait(LOOK)
+    for slot in slots:
+        if current := slot.current:
+            log.warning("prediction %s is released: it did not end before the drain did", current.id)
+            entry, attempt = current.delivery.entry, current.delivery.attempt
+            steps.append(partial(queue.release, link, entry, slot.consumer, attempt, lease))
+    steps = _try(steps)
+    giving_up.set()
+    for slot in slots:
+        slot.abandon()
+    until = time.monotonic() + LAST_PATIENCE
+    while any(slot.busy for slot in slots) and time.monotonic() < until:
+        time.sleep(LOOK)
+    steps.append(partial(queue.denounce, link, life))  # a heartbeat may have crossed the first one
+    steps += [partial(queue.forget, link, slot.consumer) for slot in slots]
+    if left := _try(steps):
+        log.warning("stopped without Redis: %d steps of the drain were left out", len(left))
+
+
+def _try(steps: list[partial[Any]]) -> list[partial[Any]]:
+    """Do the steps; those that Redis was out of reach for."""
+    for index, step in enumerate(steps):
+        try:
+            step()
+        except ServerLost:
+            return steps[index:]
+        except ServerError as error:
+            log.warning("a step of the drain was refused: %s", error)
+    return []

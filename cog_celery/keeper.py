@@ -1,0 +1,98 @@
+"""The heartbeat of a worker: it is announced, its slots' entries are extended, their credits looked after.
+
+It must not know how slots come up or go down. One thread, with a connection of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from cog_celery.errors import ServerError
+from cog_celery.guardian import Guardian
+from cog_celery.link import Link
+from cog_celery.slots import LONG, Slot
+from cog_celery.stream import Queue
+
+TICK = 0.25
+"""Seconds between looks at cancel keys of predictions that run longer than that."""
+
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Heartbeats every third of the lease; between them, cancel keys of predictions that take long."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        link: Link,
+        life: str,
+        slots: Sequence[Slot],
+        lease: float,
+        guardian: Guardian,
+        about: bytes,
+        draining: threading.Event,
+    ) -> None:
+        self._queue = queue
+        self._link = link
+        self._life = life
+        self._slots = slots
+        self._lease = lease
+        self._guardian = guardian
+        self._about = about
+        self._draining = draining
+        self._heard = time.monotonic()
+
+    def run(self, closed: threading.Event) -> None:
+        """Until `closed`."""
+        every = self._lease / 3
+        due = time.monotonic() + every
+        while not closed.wait(TICK):
+            try:
+                self._look_for_cancels()
+                if time.monotonic() >= due:
+                    due = time.monotonic() + every
+                    self._guardian.check()
+                    self.beat()
+            except ServerError as error:
+                if time.monotonic() - self._heard > 3 * self._lease:
+                    self._give_up(error)
+
+    def beat(self) -> None:
+        """One heartbeat. Raises ServerError."""
+        known = True
+        if not self._draining.is_set():
+            known = self._queue.announce(self._link, self._life, self._about, self._lease)
+            if self._draining.is_set():
+                self._queue.denounce(self._link, self._life)
+        held = [(slot, current) for slot in self._slots if (current := slot.current)]
+        verdicts = self._queue.extend(
+            self._link, [(current.delivery.entry, slot.consumer, current.delivery.attempt) for slot, current in held]
+        )
+        self._heard = time.monotonic()
+        for (slot, current), verdict in zip(held, verdicts, strict=True):
+            # A commit may have come between: then the slot has gone on, and the verdict is about nothing.
+            if verdict != "held" and slot.current is current and current.execution is not None:
+                current.execution.stop("canceled" if verdict == "deleted" else "lost")
+        if not self._draining.is_set():
+            for slot in self._slots:
+                slot.renew_credit(self._link, self._lease, at_once=not known)
+
+    def _look_for_cancels(self) -> None:
+        long_ago = time.monotonic() - LONG
+        for slot in self._slots:
+            current = slot.current
+            if current is None or current.cancel_key is None or current.since > long_ago:
+                continue
+            if current.execution is not None and self._link.call("EXISTS", current.cancel_key):
+                current.execution.stop("canceled")
+
+    def _give_up(self, error: Exception) -> None:
+        """Nobody can tell whether we are still the owners: others may be at work on the same entries."""
+        for slot in self._slots:
+            if (current := slot.current) and current.execution and current.execution.reason is None:
+                log.error("prediction %s is given up, Redis was out of reach for too long: %s", current.id, error)
+                current.execution.stop("lost")

@@ -1,0 +1,313 @@
+"""What a worker's process is to the fleet: its slots, from the first setup() to the drain.
+
+It must not know how a prediction is made. A Node owns the slots and the order in which everything comes up and goes
+down; Celery's side of the process is worker.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from celery.worker import state
+
+from cog_celery import gpus, reporting
+from cog_celery.celery import delete_queue
+from cog_celery.draining import drain
+from cog_celery.environment import model_environment
+from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageError
+from cog_celery.execution import Wake
+from cog_celery.guardian import Guardian
+from cog_celery.keeper import Keeper
+from cog_celery.link import Link, Outage, insist
+from cog_celery.outputs import Uploader
+from cog_celery.prediction import Prediction
+from cog_celery.rows import Rows
+from cog_celery.settings import Settings
+from cog_celery.slots import Slot, Workshop, count_setup
+from cog_celery.stream import TICKET_VERSION, Queue, Ticket, life
+
+BROKER_PATIENCE = 2.0
+"""Seconds for a broker that is gone when the worker is, too."""
+REVOKED = 10_000
+"""Ids of canceled predictions that have not come yet; a broadcast reaches all workers, and most never see the
+prediction.
+"""
+GROUP_PAUSE = 0.5
+"""Seconds between looks for a group that does not exist yet."""
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Node:
+    """What this process is to the fleet. The drain is: denounce, end turns, finish, release at the limit, let go."""
+
+    def __init__(self, settings: Settings) -> None:
+        if not settings.queues:
+            raise UsageError("which queue? Give --queue NAME or set COG_CELERY_QUEUE")
+        if settings.model_dir is None or not Path(settings.model_dir).is_dir():
+            raise UsageError(
+                f"the model's folder {settings.model_dir or ''!r} does not exist: name one that has a cog.yaml"
+            )
+        self.settings = settings
+        self.queue = Queue(settings.queue)
+        self.life = life(settings.name)
+        self.exit_code = 0
+        self.draining = threading.Event()
+        self._assigned = gpus.assign(
+            settings.gpus,
+            slots=settings.slots,
+            slots_per_gpu=settings.slots_per_gpu,
+            gpus_per_slot=settings.gpus_per_slot,
+            outer=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        )
+        self.slots: list[Slot] = []
+        self.slots_wanted = len(self._assigned)
+        self._outage = Outage("Redis")
+        self._link = Link(settings.redis_url, f"cog-celery-worker:{self.life}", self._outage)
+        self._keeper_link = Link(settings.redis_url, f"cog-celery-keeper:{self.life}", self._outage)
+        self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+        self._guardian = Guardian()
+        self._stop_wanted = threading.Event()
+        self._stop_now = threading.Event()
+        self._giving_up = threading.Event()
+        self._stopped = threading.Event()
+        self._closed = threading.Event()
+        self._failures = 0
+        self._revoked: dict[str, None] = {}
+        self._wake_hub = Wake()
+        self._report = reporting.SetupReport(settings)
+
+    # -- Celery's side
+
+    def start(self, worker: Any) -> None:
+        """Called once, in Celery's main thread; returns at once."""
+        self._worker = worker
+        if worker.use_eventloop:
+            worker.hub.add_reader(self._wake_hub.fileno(), self._wake_hub.clear)
+        self._rows = Rows(worker.app, worker.hostname)
+        self._rows.start()
+        self._start_thread(self._bring_up, "bring up")
+        self._start_thread(self._await_stop, "stop")
+
+    def turn(self, ticket: Sequence[Any]) -> None:
+        """The Celery task."""
+        try:
+            given = msgspec.convert(list(ticket), Ticket)
+        except msgspec.ValidationError as error:
+            log.error("a ticket that is none was dropped: %s", error)
+            return
+        if given.version != TICKET_VERSION:
+            log.error("a ticket of version %d was dropped, this worker knows %d", given.version, TICKET_VERSION)
+            return
+        slot = next((slot for slot in self.slots if slot.consumer == given.slot), None)
+        if given.stream != self.queue.name:
+            log.error("a ticket for another queue was dropped: %s", given.stream)
+            return
+        if slot is None or self.draining.is_set() or not slot.turn(given):
+            with self._own_link("release") as link, contextlib.suppress(ServerError):
+                self.queue.release(link, given.entry, given.bridge, given.attempt, self._agreed.lease)
+
+    def cancel(self, id: str) -> bool:
+        """Cancel a prediction by its id; False when it does not run here: then its id is remembered until it comes."""
+        if any(slot.cancel(id) for slot in self.slots):
+            return True
+        while len(self._revoked) >= REVOKED:
+            self._revoked.pop(next(iter(self._revoked)), None)
+        self._revoked[id] = None
+        return False
+
+    def _is_revoked(self, id: str) -> bool:
+        return bool(self._revoked) and self._revoked.pop(id, False) is None
+
+    def stop_soon(self) -> None:
+        """Drain; may be called from a signal handler."""
+        self._stop_wanted.set()
+
+    def stop_now(self) -> None:
+        """Release what runs."""
+        self._stop_now.set()
+        self._stop_wanted.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop_wanted.is_set()
+
+    def close(self) -> None:
+        """Called once, from Celery's main thread: when this returns, nothing of ours runs any more."""
+        self._stopped.wait()
+        self._closed.set()
+        for slot in self.slots:
+            slot.close()
+        self._guardian.close()
+        self._spawner.shutdown(wait=False)
+        self._rows.close()
+        try:
+            with self._worker.app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_PATIENCE)
+                delete_queue(connection, self.life)
+        except Exception as error:  # whatever a transport raises: a bridge deletes it
+            log.warning("this worker's queue was left behind: %s", error)
+
+    # -- up
+
+    def _bring_up(self) -> None:
+        settings = self.settings
+        agreed = self._insist(
+            lambda: self.queue.agree(self._link, settings.dialect, settings.lease, settings.max_attempts)
+        )
+        if agreed is None:
+            return
+        self._agreed = agreed
+        slots = self._make_slots()
+        self._report.begin()
+        with ThreadPoolExecutor(len(slots), thread_name_prefix="setup") as pool:
+            setups = [pool.submit(slot.set_up) for slot in slots]
+        failures = [error for setup in setups if (error := setup.exception()) is not None]
+        if failures and self.draining.is_set():
+            return  # we killed them
+        self._report.end(None if not failures else str(failures[0]))
+        if failures:
+            raise failures[0]
+        for setup in setups:
+            count_setup(self.queue, self._link, setup.result())
+        if not self._insist(self._group_is_there):
+            return
+        about = json.dumps({"worker": settings.name, "slots": len(slots), "gpus": self._assigned}).encode()
+        keeper = Keeper(
+            *(self.queue, self._keeper_link, self.life, slots, agreed.lease, self._guardian, about, self.draining)
+        )
+        self._insist(keeper.beat)
+        if self._stop_wanted.is_set():
+            return
+        self._start_thread(partial(keeper.run, self._closed), "keeper")
+        reporting.set_ready_file(True)
+        for slot in slots:
+            slot.begin()
+        log.info("worker %s is ready: %d slots on queue %s", self.life, len(slots), self.queue.name)
+
+    def _make_slots(self) -> list[Slot]:
+        settings = self.settings
+        shop = Workshop(
+            settings=settings,
+            agreed=self._agreed,
+            queue=self.queue,
+            uploader=Uploader(
+                settings.upload_url, settings.upload_mode, max_data_uri_bytes=settings.max_data_uri_bytes
+            ),
+            guardian=self._guardian,
+            rows=self._rows,
+            outage=self._outage,
+            spawner=self._spawner,
+            draining=self.draining,
+            giving_up=self._giving_up,
+            is_revoked=self._is_revoked,
+            on_setup_lines=self._report.lines,
+            on_finished=self._finished,
+            on_broken=self._fail,
+        )
+        withheld: list[str] = []
+        for index, gpu in enumerate(self._assigned):
+            environment, withheld = model_environment(
+                os.environ,
+                settings.model_env,
+                {"CUDA_VISIBLE_DEVICES": gpu},
+                other_interpreter=settings.python != sys.executable,
+            )
+            self.slots.append(Slot(index, self.life, shop, environment, gpu))
+        if withheld:
+            log.info("not passed on to the model: %s (--model-env NAME passes one on)", ", ".join(withheld))
+        return self.slots
+
+    def _group_is_there(self) -> bool:
+        """Wait for the group, or make it; False when told to stop before."""
+        said = False
+        while not self._stop_wanted.is_set():
+            if self.settings.create_group:
+                self.queue.create_group(self._link)
+            if self.queue.group_exists(self._link):
+                return True
+            if not said:
+                log.warning("queue %s does not exist yet, waiting for it", self.queue.name)
+                said = True
+            self._stop_wanted.wait(GROUP_PAUSE)
+        return False
+
+    def _insist(self, step: Callable[[], T]) -> T | None:
+        """Do a step on our link, through any outage; None when told to stop before."""
+        try:
+            return insist(step, self._stop_wanted)
+        except ServerLost:
+            return None
+
+    def _start_thread(self, target: Callable[[], None], name: str) -> None:
+        threading.Thread(target=self._guarded, args=(target, name), name=name, daemon=True).start()
+
+    def _finished(self, prediction: Prediction) -> None:
+        """Count failures in a row; the model may be beyond help."""
+        limit = self.settings.max_failure_count
+        if limit is None:
+            return
+        self._failures = self._failures + 1 if prediction.status == "failed" else 0
+        if self._failures > limit and not self._stop_wanted.is_set():
+            log.error("%d predictions in a row failed (--max-failure-count %d): stopping", self._failures, limit)
+            self.exit_code = 1
+            self._stop_wanted.set()
+
+    # -- down
+
+    def _fail(self, reason: str) -> None:
+        log.error("%s", reason)
+        self.exit_code = 1
+        self._stop_wanted.set()
+
+    def _guarded(self, target: Callable[[], None], name: str) -> None:
+        try:
+            target()
+        except CogCeleryError as error:
+            self._fail(str(error))
+        except Exception:
+            log.exception("a bug of ours, in the thread %s", name)
+            self._fail("the worker stops")
+
+    def _await_stop(self) -> None:
+        self._stop_wanted.wait()
+        self.draining.set()
+        reporting.set_ready_file(False)
+        log.info("draining: nothing new is started")
+        try:
+            if self.slots:
+                limit = time.monotonic() + self.settings.drain_timeout
+                with self._own_link("drain") as link:
+                    drain(
+                        *(self.queue, link, self.life, self.slots, self._agreed.lease),
+                        limit=limit,
+                        now=self._stop_now,
+                        giving_up=self._giving_up,
+                    )
+        except Exception:
+            log.exception("a bug of ours in the drain")
+            self.exit_code = 1
+        finally:
+            self._giving_up.set()
+            for slot in self.slots:
+                slot.abandon()  # a setup() may still be going on
+            state.should_stop = self.exit_code
+            self._wake_hub.set()
+            self._stopped.set()
+
+    def _own_link(self, what: str) -> contextlib.closing[Link]:
+        return contextlib.closing(Link(self.settings.redis_url, f"cog-celery-{what}:{self.life}", self._outage))
