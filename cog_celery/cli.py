@@ -5,6 +5,7 @@ It must not know how anything is done; parts are imported when their command run
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -12,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Final, NoReturn, Self, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -174,8 +175,8 @@ def run(**flags: object) -> int:
     settings = settings.for_bridge().for_worker()
     embedded = not given("redis_url", flags, os.environ)
 
-    def ready(settings: Settings) -> None:
-        click.echo(how_to_send(settings))
+    def ready(settings: Settings, inputs: supervisor.Inputs) -> None:
+        click.echo(how_to_send(settings, inputs))
 
     click.echo(f"cog-celery: loading {settings.model_dir} for queue {settings.queue}", err=True)
     return supervisor.run(settings, embedded=embedded, ready=ready)
@@ -382,8 +383,11 @@ class Interruptions:
             self.__exit__()
 
 
-def how_to_send(settings: Settings) -> str:
-    """What a person can paste to use a queue that is served, without passwords."""
+SAMPLES: Final = {"int": 1, "float": 1.0, "bool": True, "Path": "https://example.com/file"}
+
+
+def how_to_send(settings: Settings, inputs: Sequence[tuple[str, str]] = ()) -> str:
+    """What a person can paste to use a queue that is served, without passwords; `inputs`: what it must have, and types."""
     queue, url = settings.queue, urlsplit(settings.redis_url)
     words = ["redis-cli"]
     if url.scheme == "unix":
@@ -395,9 +399,12 @@ def how_to_send(settings: Settings) -> str:
     database = parse_qs(url.query).get("db", [url.path.strip("/") if url.scheme != "unix" else ""])[0]
     words += ["-n", database] if database not in ("", "0") else []
     response = f"{queue}-response"
-    message = f'{{"input":{{}},"response_queue":"{response}"}}'
+    samples = {name: [] if kind.startswith(("List", "list")) else SAMPLES.get(kind, "text") for name, kind in inputs}
+    message = json.dumps({"input": samples, "response_queue": response}, separators=(",", ":"))
     shown = masked_url(settings.redis_url)
-    send = ["cog-celery", "send", "--queue", queue, "-i", "NAME=VALUE"]
+    send = ["cog-celery", "send", "--queue", queue]
+    for name, sample in samples.items() or [("NAME", "VALUE")]:
+        send += ["-i", f"{name}={sample if isinstance(sample, str) else json.dumps(sample)}"]
     # A URL with secrets is not printed: then it has to be where `send` finds it.
     where = "" if shown != settings.redis_url else f" --redis-url {shlex.quote(shown)}"
     lines = [

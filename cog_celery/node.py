@@ -183,12 +183,19 @@ class Node:
         if failures:
             raise failures[0]
         for setup in setups:
-            count_setup(self.queue, self._link, setup.result())
+            count_setup(self.queue, self._link, setup.result().setup_time)
         if not self._insist(self._group_is_there):
             return
-        about = json.dumps({"worker": settings.name, "slots": len(slots), "gpus": self._assigned}).encode()
+        about = {
+            "worker": settings.name,
+            "slots": len(slots),
+            "gpus": self._assigned,
+            "inputs": setups[0].result().inputs,
+        }
         keeper = Keeper(
-            *(self.queue, self._keeper_link, self.life, slots, agreed.lease, self._guardian, about, self.draining)
+            *(self.queue, self._keeper_link, self.life, slots, agreed.lease, self._guardian),
+            about=json.dumps(about).encode(),
+            draining=self.draining,
         )
         self._insist(keeper.beat)
         if self._stop_wanted.is_set():

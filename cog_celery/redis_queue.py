@@ -82,7 +82,7 @@ def main() -> int:
     """Run bridge and worker until told to stop; returns the exit status."""
     from cog_celery import cli, supervisor
 
-    def ready(settings: Settings) -> None:
+    def ready(settings: Settings, inputs: supervisor.Inputs) -> None:
         print(f"Waiting for message on {settings.queue}", file=sys.stderr, flush=True)
 
     try:

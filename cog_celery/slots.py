@@ -27,7 +27,7 @@ from cog_celery.prediction import Prediction
 from cog_celery.refusing import refuse
 from cog_celery.requests import PredictionRequest, Refusal, parse
 from cog_celery.rows import Rows
-from cog_celery.runner import Runner, RunnerCommand
+from cog_celery.runner import Ready, Runner, RunnerCommand
 from cog_celery.settings import Settings
 from cog_celery.snapshots import Dialect, dialect
 from cog_celery.stream import Delivery, Queue, QueueSettings, Ticket
@@ -106,8 +106,8 @@ class Slot:
 
     # -- its runner
 
-    def set_up(self) -> float:
-        """Start the runner and wait for setup(); how many seconds setup() took. Raises SetupError, OSError."""
+    def set_up(self) -> Ready:
+        """Start the runner and wait for setup(); what the runner says of it. Raises SetupError, OSError."""
         shop = self._shop
         self._clear_scratch()
         # What the model, or the runner for it, leaves in its temporary folder goes when the runner does.
@@ -121,7 +121,7 @@ class Slot:
         ready = runner.setup(command, shop.on_setup_lines, shop.settings.setup_timeout)
         runner.attend(self._wake.fileno())
         log.info("slot %d is ready: setup() took %.2f s, runner %d", self.index, ready.setup_time, runner.pid)
-        return ready.setup_time
+        return ready
 
     def kill_runner(self) -> None:
         """End the runner from another thread; whoever uses it is told by its death."""
@@ -283,7 +283,7 @@ class Slot:
             if self._shop.draining.wait(pause):
                 return False
             try:
-                self._count_setup(self.set_up())
+                self._count_setup(self.set_up().setup_time)
                 return True
             except (SetupError, OSError) as error:
                 log.error("slot %d: %s", self.index, error)

@@ -6,6 +6,7 @@ It must not know what they do; a server of its own is the one thing it keeps for
 from __future__ import annotations
 
 import logging
+import json
 import os
 import select
 import signal
@@ -22,7 +23,7 @@ import redis
 from cog_celery.embedded import EmbeddedServer
 from cog_celery.processes import tied
 from cog_celery.settings import Settings
-from cog_celery.stream import SLOT, Queue
+from cog_celery.stream import SLOT, Queue, slot_life
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ FIRST_LOOK, LAST_LOOK = 0.1, 0.5
 """Seconds between two looks for a ready worker: it starts in less than a second, or loads a model for minutes."""
 
 
-def run(settings: Settings, *, embedded: bool, ready: Callable[[Settings], None], stopped_early: int = 0) -> int:
+def run(
+    settings: Settings, *, embedded: bool, ready: Callable[[Settings, Inputs], None], stopped_early: int = 0
+) -> int:
     """Run a bridge and a worker until one of them ends or a signal stops both; returns the exit status.
 
     `embedded`: on a server of our own, whose URL the settings then have that `ready` is called with once a slot is
@@ -55,8 +58,12 @@ def run(settings: Settings, *, embedded: bool, ready: Callable[[Settings], None]
         fleet.start()
         is_ready = fleet.wait_for(worker.ready)
         if is_ready:
-            ready(settings)
+            ready(settings, worker.inputs())
         return fleet.wait(0 if is_ready else stopped_early)
+
+
+Inputs = list[tuple[str, str]]
+"""Names and types of the inputs that a model must have."""
 
 
 class Signals:
@@ -179,7 +186,8 @@ class _WorkerLook:
 
     def __init__(self, settings: Settings) -> None:
         self._queue = settings.queue
-        self._credits = Queue(settings.queue).credits
+        queue = Queue(settings.queue)
+        self._credits, self._announce = queue.credits, queue.announce_prefix
         self._name = settings.name
         # Signals wait as long as a look does.
         self._client = redis.Redis.from_url(
@@ -196,6 +204,14 @@ class _WorkerLook:
 
     def ready(self) -> bool:
         return bool(self._slots() - self._before)
+
+    def inputs(self) -> Inputs:
+        """What the model takes, as the worker announces it; nothing when that cannot be read."""
+        slot = next(iter(self._slots() - self._before), "")
+        with suppress(redis.RedisError, ValueError, TypeError, KeyError):
+            about = json.loads(cast(bytes, self._client.get(self._announce + slot_life(slot))))
+            return [(str(field["name"]), str(field["type"])) for field in about["inputs"] if field["required"]]
+        return []
 
     def _slots(self) -> frozenset[str]:
         """The slots of this name that can be seen; none while the server is not there."""

@@ -24,20 +24,6 @@ def resident(pid: int) -> int:
     return int(match[1]) << 10
 
 
-def test_what_was_sent_before_the_group_existed_is_served(fleet: FleetFactory) -> None:
-    late = fleet("modes", start=False)
-    early = [late.producer.send({"mode": "hello", "text": str(i)}) for i in range(3)]
-    late.start()
-    assert [late.producer.wait(request)["output"] for request in early] == ["hello 0", "hello 1", "hello 2"]
-
-
-def test_a_group_that_exists_is_fine(fleet: FleetFactory) -> None:
-    made = fleet("modes", start=False)
-    made.client.xgroup_create(made.queue, made.queue, id="$", mkstream=True)
-    made.start()
-    assert made.producer.predict({"mode": "hello"}) == succeeded("hello world")
-
-
 def test_without_create_group_it_waits_quietly_and_picks_the_group_up_within_a_second(fleet: FleetFactory) -> None:
     waiting = fleet("modes", start=False, create_group=False)
     bridge, worker = waiting.start_bridge(), waiting.start_worker()
@@ -54,15 +40,15 @@ def test_without_create_group_it_waits_quietly_and_picks_the_group_up_within_a_s
     assert time.monotonic() - since < 1.0
 
 
-def test_nothing_is_read_while_no_slot_is_there(fleet: FleetFactory) -> None:
+def test_what_was_sent_before_the_group_existed_waits_unread_until_a_slot_is_there(fleet: FleetFactory) -> None:
     alone = fleet("modes", start=False)
+    early = [alone.producer.send({"mode": "hello", "text": str(i)}) for i in range(3)]
     alone.start_bridge()
-    wait_until(lambda: alone.client.exists(alone.queue), "the group")
-    request = alone.producer.send({"mode": "hello"})
+    wait_until(lambda: alone.client.xinfo_groups(alone.queue), "the group")
     time.sleep(0.5)
-    assert (alone.depth(), alone.pending()) == (1, 0)
+    assert (alone.depth(), alone.pending()) == (3, 0)
     alone.start_worker()
-    assert alone.producer.wait(request)["status"] == "succeeded"
+    assert [alone.producer.wait(request)["output"] for request in early] == ["hello 0", "hello 1", "hello 2"]
 
 
 def test_queues_of_one_bridge_do_not_wait_for_each_other(fleet: FleetFactory) -> None:

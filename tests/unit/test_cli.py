@@ -138,6 +138,16 @@ def test_the_line_to_paste_is_for_this_server_and_has_no_password(url: str, comm
     assert "hunter2" not in text
 
 
+def test_the_line_to_paste_has_an_example_of_every_input_that_the_model_must_have() -> None:
+    inputs = [("text", "str"), ("image", "Path"), ("count", "int"), ("tags", "List[str]")]
+    text = cli.how_to_send(Settings(queues=("q",), redis_url="redis://127.0.0.1:7001"), inputs)
+    message = (
+        '{"input":{"text":"text","image":"https://example.com/file","count":1,"tags":[]},"response_queue":"q-response"}'
+    )
+    assert f"'{message}'" in text
+    assert "send --queue q -i text=text -i image=https://example.com/file -i count=1 -i 'tags=[]'" in text
+
+
 def test_check_judges_a_server_that_is_not_there_and_an_interpreter(tmp_path: Path) -> None:
     result = invoke("check", "--redis-url", "redis://:hunter2@127.0.0.1:1", "--python", sys.executable)
     assert result.exit_code == 1

@@ -1,0 +1,210 @@
+"""Slots whose runner, files or time fail them, or that are stopped from outside: what was promised still holds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.conftest import FleetFactory
+from tests.support.fleet import Fleet
+from tests.support.monitor import Monitor
+from tests.support.processes import wait_until
+from tests.support.producer import Request, bare, canceled, failed, succeeded
+from tests.support.web import Handler, Web
+
+pytestmark = pytest.mark.ours
+
+GRACE = 1.0
+"""Of `modes`, seconds."""
+
+
+def running(fleet: Fleet, input: dict[str, Any]) -> Request:
+    request = fleet.producer.send(input)
+    fleet.producer.wait_for(request, lambda response: True)
+    return request
+
+
+def runner(fleet: Fleet) -> int:
+    """The process id of the only runner."""
+    [process] = fleet.runners()
+    return process.pid
+
+
+# Snapshots in time
+
+
+def test_a_single_yield_is_shown_at_once(modes: Fleet, monitor: Monitor) -> None:
+    request = modes.producer.send({"mode": "yields", "text": "y", "count": 3, "seconds": 0.4})
+    start, *shown, end = modes.producer.history(monitor, request)
+    assert [len(snapshot.value["output"]) for snapshot in shown] == [1, 2, 3]
+    # A stall of the machine may hit one; being late as a rule hits them all.
+    assert min(one.time - start.time - 0.4 * i for i, one in enumerate(shown)) < 0.06
+    assert shown[0].time - start.time < 0.08
+    assert len(end.value["output"]) == 3
+
+
+def test_yields_a_tenth_of_a_second_apart_get_a_set_each(modes: Fleet, monitor: Monitor) -> None:
+    request = modes.producer.send({"mode": "yields", "text": "y", "count": 10, "seconds": 0.1})
+    history = modes.producer.history(monitor, request)
+    lengths = {len(one.value["output"] or []) for one in history if one.value["status"] == "processing"}
+    assert len(lengths - {0}) >= 9, "one may be hit by a stall of the machine"
+    assert len(history) <= 12
+
+
+def test_an_endless_burst_costs_a_bounded_number_of_sets(modes: Fleet, monitor: Monitor) -> None:
+    request = modes.producer.send({"mode": "yields", "text": "y", "count": 200, "seconds": 0.005})
+    history = modes.producer.history(monitor, request)
+    assert len(history[-1].value["output"]) == 200
+    assert 6 <= len(history) < 40
+
+
+# Runners that do not answer, or not yet
+
+
+def test_a_prediction_that_its_runner_does_not_even_accept_is_canceled_after_the_grace(modes: Fleet) -> None:
+    modes.wait_ready(1)
+    pid = modes.producer.predict({"mode": "identity"})["output"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    request = modes.producer.send({"mode": "hello"})
+    wait_until(lambda: modes.pending() == 1, "the slot to have it")
+    time.sleep(0.3)
+    assert modes.producer.get(request) is None
+    modes.producer.cancel(request)
+    since = time.monotonic()
+    assert bare(modes.producer.wait(request, timeout=GRACE + 3))["status"] == "canceled"
+    assert GRACE - 0.3 < time.monotonic() - since < GRACE + 1.0
+    assert modes.producer.predict({"mode": "hello"}) == succeeded("hello world")
+
+
+SLOW_TO_SET_UP = """
+import os
+import time
+
+from cog import BasePredictor
+
+DELAY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "delay")
+
+
+class Predictor(BasePredictor):
+    def setup(self) -> None:
+        with open(DELAY) as file:
+            time.sleep(float(file.read()))
+
+    def predict(self, seconds: float) -> str:
+        time.sleep(seconds)
+        return "slept"
+"""
+
+
+@pytest.fixture
+def app(modes: Fleet) -> Iterator[Celery]:
+    """An application that knows nothing of ours but the broker and its key prefix."""
+    app = Celery("observer", broker=modes.server.url, set_as_current=False)
+    app.conf.broker_transport_options = {"global_keyprefix": "cog-celery:broker:"}
+    with app:
+        yield app
+
+
+def node(fleet: Fleet) -> str:
+    """The Celery name of the first worker."""
+    return f"{fleet.queue}@w0-{fleet.queue}"
+
+
+def test_a_revoke_that_comes_while_a_slot_sets_its_runner_up_again_cancels_the_prediction(
+    fleet: FleetFactory, tmp_path: Path, app: Celery
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "cog.yaml").write_text('predict: "predict.py:Predictor"\n')
+    (model / "predict.py").write_text(SLOW_TO_SET_UP)
+    (model / "delay").write_text("0")
+    one = fleet(model)
+    (model / "delay").write_text("1.5")
+    os.kill(runner(one), signal.SIGKILL)
+    request = one.producer.send({"seconds": 30})
+    wait_until(lambda: "ended between predictions" in one.log(), "the death to be noticed")
+    [reply] = app.control.revoke(request.id, destination=[node(one)], reply=True, timeout=1)
+    assert one.producer.get(request) is None, "it was started before it was revoked"
+    response = one.producer.wait(request, timeout=5)
+    assert bare(response) == canceled(), reply
+
+
+def test_a_slot_comes_back_when_the_folder_for_its_files_does(fleet: FleetFactory, tmp_path: Path) -> None:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    one = fleet("modes", env={"TMPDIR": str(folder)})
+    pid = runner(one)
+    shutil.rmtree(folder)
+    os.kill(pid, signal.SIGKILL)
+    request = one.producer.send({"mode": "identity"})
+    wait_until(lambda: "ERROR cog_celery.slots: slot 0" in one.log(), "the slot to fail", timeout=5)
+    folder.mkdir()
+    response = one.producer.wait(request, timeout=8)
+    assert response["status"] == "succeeded" and response["output"]["pid"] != pid
+    one.workers[0].check_running()
+    one.wait_ready(1)
+    assert one.producer.predict({"mode": "a_file", "text": "x"})["status"] == "succeeded"
+
+
+# Time that is not the predictor's
+
+
+def slowly(seconds: float) -> Any:
+    def reply(handler: Handler) -> None:
+        time.sleep(seconds)
+        handler.answer(200)
+
+    return reply
+
+
+def test_a_prediction_that_was_over_in_time_is_not_timed_out_by_its_slow_upload(fleet: FleetFactory) -> None:
+    with Web() as web:
+        web.on("*", slowly(1.3))
+        one = fleet("modes", predict_timeout=1, upload_url=f"{web.url}/up")
+        for input in (
+            {"mode": "yields_files", "text": "f", "count": 1, "seconds": 0.1},
+            {"mode": "yields_files", "text": "f", "count": 2},
+            {"mode": "a_file", "text": "f"},
+        ):
+            assert one.producer.predict(input)["status"] == "succeeded", input
+        # One that is not over by then is timed out all the same.
+        response = one.producer.predict({"mode": "yields_files", "text": "f", "count": 1, "seconds": 30})
+        assert response == failed("Prediction timed out", response["output"])
+
+
+# Stopped from outside
+
+
+def test_a_shutdown_by_remote_control_finishes_what_runs_and_answers_it(fleet: FleetFactory, app: Celery) -> None:
+    one = fleet("modes")
+    request = running(one, {"mode": "yields", "text": "y", "count": 10, "seconds": 0.15})
+    app.control.broadcast("shutdown", destination=[node(one)])
+    assert one.workers[0].wait(10) == 0
+    assert bare(one.producer.get(request) or {}) == succeeded([f"y {i}" for i in range(10)])
+    one.check_nothing_left(but=one.bridges)
+    assert one.announced() == 0 and one.depth() == 0
+    assert "Error on stopping" not in one.log() and "Traceback" not in one.log()
+
+
+def test_sigquit_releases_what_runs_for_another_worker(fleet: FleetFactory, monitor: Monitor) -> None:
+    one = fleet("modes", lease=2)
+    request = running(one, {"mode": "identity", "seconds": 1.5})
+    one.workers[0].process.send_signal(signal.SIGQUIT)
+    one.workers[0].wait(8)
+    one.check_nothing_left(but=one.bridges)
+    [line] = one.client.xpending_range(one.queue, one.queue, "-", "+", 10)
+    assert ".0" not in line["consumer"], "the dead slot still owns it"
+    assert line["times_delivered"] == 1
+    one.start_worker()
+    assert one.producer.wait(request)["status"] == "succeeded"
+    statuses = [snapshot.value["status"] for snapshot in monitor.sets(request.response_queue)]
+    assert statuses == ["processing", "processing", "succeeded"]
+    assert "Traceback" not in one.log()
