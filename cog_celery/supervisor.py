@@ -5,8 +5,8 @@ It must not know what they do; a server of its own is the one thing it keeps for
 
 from __future__ import annotations
 
-import logging
 import json
+import logging
 import os
 import select
 import signal
