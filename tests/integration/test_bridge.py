@@ -11,7 +11,6 @@ import pytest
 
 from tests.conftest import FleetFactory, fleets_on, recording
 from tests.support.processes import wait_until
-from tests.support.producer import succeeded
 from tests.support.servers import RedisServer
 
 pytestmark = pytest.mark.ours

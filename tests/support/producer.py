@@ -39,7 +39,7 @@ class Producer:
     queue: str
     sent: list[Request] = field(default_factory=list)
 
-    def send(self, input: dict[str, Any] | None = None, **fields: Any) -> Request:
+    def send(self, input: dict[str, Any] | None = None, /, **fields: Any) -> Request:
         """XADD a request. `fields` are added to the message, or replace what it has; None leaves one out."""
         unique = uuid.uuid4().hex
         message: dict[str, Any] = {
@@ -91,7 +91,9 @@ class Producer:
                 assert left > 0, f"no such snapshot at {key} within {timeout:g} s; it holds {response}"
                 notices.get_message(timeout=left)
 
-    def predict(self, input: dict[str, Any] | None = None, *, timeout: float = 15.0, **fields: Any) -> dict[str, Any]:
+    def predict(
+        self, input: dict[str, Any] | None = None, /, *, timeout: float = 15.0, **fields: Any
+    ) -> dict[str, Any]:
         """Send one request and return its terminal snapshot, timestamps checked and taken out."""
         return bare(self.wait(self.send(input, **fields), timeout=timeout))
 
@@ -100,7 +102,7 @@ class Producer:
         self.wait(request, timeout=timeout)
         return monitor.sets(request.response_queue)
 
-    def sequence(self, monitor: Monitor, input: dict[str, Any] | None = None, **fields: Any) -> list[dict[str, Any]]:
+    def sequence(self, monitor: Monitor, input: dict[str, Any] | None = None, /, **fields: Any) -> list[dict[str, Any]]:
         """Send one request and return the exact sequence of its snapshots, timestamps checked and taken out."""
         history = self.history(monitor, self.send(input, **fields))
         return [bare(snapshot.value) for snapshot in history]
