@@ -52,11 +52,11 @@ class Keeper:
         due = time.monotonic() + every
         while not closed.wait(TICK):
             try:
-                self._look_for_cancels()
                 if time.monotonic() >= due:
                     due = time.monotonic() + every
                     self._guardian.check()
                     self.beat()
+                self._look_for_cancels()
             except ServerError as error:
                 if time.monotonic() - self._heard > 3 * self._lease:
                     self._give_up(error)

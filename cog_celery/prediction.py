@@ -113,4 +113,6 @@ class Prediction:
             self.logs.append(
                 f"[{self.logs_left_out} bytes of logs were left out: the limit for one prediction is used up]"
             )
+        if self.started_at is None and self.fault != "input":
+            self.started_at = now  # it was never accepted, and has times all the same
         self.status, self.completed_at = status, now

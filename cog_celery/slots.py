@@ -359,7 +359,7 @@ class Slot:
                 wake=self._wake,
             )
             outlet.execution = current.execution = execution
-            if self._shop.is_revoked(current.id):
+            if self._shop.is_revoked(current.id) or self._shop.is_revoked(current.delivery.entry):
                 execution.stop("canceled")
             # The cancel key may be there already: then predict() is not entered.
             hold = request.cancel_key is not None or execution.reason is not None

@@ -82,6 +82,8 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         super().install_platform_tweaks(worker)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        # Celery's own would have the pool kill jobs, which the threads pool cannot.
+        signal.signal(signal.SIGQUIT, lambda number, frame: node().stop_now())
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if node().stopping:
