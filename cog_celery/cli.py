@@ -387,7 +387,7 @@ SAMPLES: Final = {"int": 1, "float": 1.0, "bool": True, "Path": "https://example
 
 
 def how_to_send(settings: Settings, inputs: Sequence[tuple[str, str]] = ()) -> str:
-    """What a person can paste to use a served queue, without passwords; `inputs`: what it must have, and their types."""
+    """What a person can paste to use a served queue, without passwords; `inputs`: names and types it must have."""
     queue, url = settings.queue, urlsplit(settings.redis_url)
     words = ["redis-cli"]
     if url.scheme == "unix":
