@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from cog_celery import cli
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, free_port
+
+HELLO = Path(__file__).parents[2] / "workers" / "hello"
 
 Findings = dict[str, dict[str, str]]
 
@@ -78,10 +83,18 @@ def test_a_user_without_rights_is_told_which(own_server: RedisServer) -> None:
     assert "hunter3" not in json.dumps(wrong)
 
 
-def test_a_cluster_is_refused(own_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> None:
-    node = RedisServer("valkey", tmp_path_factory.mktemp("cluster"), "--cluster-enabled", "yes")
+def test_a_cluster_is_refused_by_all(own_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Its second port is 10,000 higher unless told, which for some free ports there is not.
+    cluster = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    node = RedisServer("valkey", tmp_path_factory.mktemp("cluster"), *cluster)
     try:
         assert "Cluster" in check(node, status=1)["topology"]["found"]
+        for command in (["bridge"], ["worker", str(HELLO)]):
+            arguments = [sys.executable, "-m", "cog_celery", *command, "--queue", "q", "--redis-url", node.url]
+            result = subprocess.run(arguments, capture_output=True, text=True, timeout=30)
+            assert result.returncode == 1
+            assert "node of a Redis Cluster" in result.stderr
+            assert "Traceback" not in result.stderr
     finally:
         node.stop()
 
