@@ -15,8 +15,10 @@ from tests.support.processes import MARK, marked, wait_until
 ROOT = Path(__file__).parents[2]
 
 PARENT = """
-import os, sys
+import os, signal, sys
 from cog_celery.supervisor import Fleet, Signals
+# Whatever the tests themselves were started with.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 commands = {f"child{number}": [sys.executable, "-c", code] for number, code in enumerate(sys.argv[2:])}
 with Signals() as signals:
     fleet = Fleet(commands, os.environ, float(sys.argv[1]), signals)
@@ -24,14 +26,12 @@ with Signals() as signals:
     sys.exit(fleet.wait(7))
 """
 
-# Says `up`, counts SIGTERMs, and ends at the first with what ENDS says.
+# Says `up`, and ends at the first SIGTERM.
 POLITE = """
-import signal, sys
-signals = []
-signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 print("up", flush=True)
-while not signals:
-    signal.pause()
+signal.sigwait([signal.SIGTERM])
 print("stopped", flush=True)
 """
 STUBBORN = """
@@ -42,9 +42,14 @@ print("up", flush=True)
 while True:
     signal.pause()
 """
-TWICE = STUBBORN.replace('print("told", flush=True)', 'signals.append(print("told", flush=True))').replace(
-    "while True", "while len(signals) < 2"
-)
+TWICE = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print("up", flush=True)
+for _ in range(2):
+    signal.sigwait([signal.SIGTERM])
+    print("told", flush=True)
+"""
 
 
 class Parent:
@@ -102,13 +107,13 @@ def test_a_second_signal_is_passed_on_as_well(mark: str) -> None:
     [("raise SystemExit(0)", 0), ("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)],
 )
 def test_a_child_that_ends_by_itself_ends_all_with_its_status(mark: str, code: str, status: int) -> None:
-    ends = POLITE.replace("while not signals:", f"sys.stdin.read()\n{code}\nif 1:")
+    ends = f'import sys\nprint("up", flush=True)\nsys.stdin.read()\n{code}'
     parent = Parent(mark, 10, POLITE, ends)
     assert parent.end()[0] == status
 
 
 def test_a_child_that_fails_to_stop_well_is_a_failure(mark: str) -> None:
-    parent = Parent(mark, 10, POLITE, POLITE + "sys.exit(5)")
+    parent = Parent(mark, 10, POLITE, POLITE + "raise SystemExit(5)")
     assert parent.read(2) == ["up", "up"]
     parent.process.terminate()
     assert parent.end()[0] == 5
