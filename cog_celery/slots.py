@@ -84,7 +84,7 @@ class Current:
 
 
 class Slot:
-    """turn() is called from a thread of the pool; the other public methods from any thread."""
+    """turn() is called from a thread of the pool; `busy` is held through it, and through begin()."""
 
     def __init__(self, index: int, life: str, shop: Workshop, environment: Mapping[str, str], gpu: str | None) -> None:
         self.index = index

@@ -107,6 +107,23 @@ def test_kill_9_of_a_worker_takes_its_runners_and_what_their_models_started_alon
     two.check_nothing_left(but=two.bridges)
 
 
+def guardians(fleet: Fleet) -> list[int]:
+    return [process.pid for process in fleet.processes() if "killpg" in process.command]
+
+
+def test_a_guardian_that_is_killed_costs_nothing_and_is_replaced_before_it_is_needed(fleet: FleetFactory) -> None:
+    one = fleet("modes", lease=1)
+    request = running(one, {"mode": "starts_a_child", "seconds": 60})
+    one.producer.wait_for(request, lambda response: bool(response["logs"]))
+    (first,) = guardians(one)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: guardians(one) and guardians(one) != [first], "another guardian")
+    response = one.producer.get(request)
+    assert response is not None and response["status"] == "processing"
+    one.workers[0].kill()
+    one.check_nothing_left(but=one.bridges)
+
+
 def test_kill_9_of_a_worker_whose_model_is_stuck_in_c_leaves_nothing(fleet: FleetFactory) -> None:
     stuck = fleet("modes")
     request = running(stuck, {"mode": "stuck"})
