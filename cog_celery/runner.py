@@ -25,7 +25,7 @@ from cog_celery.errors import RunnerDied, RunnerProtocolError, SetupError
 from cog_celery.guardian import Guardian
 from cog_celery.logs import LineSplitter
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAIN = Path(__file__).parent / "runtime" / "cog" / "_runner" / "__main__.py"
 MAX_MESSAGE = 512 << 20
 """Bytes. Redis takes no longer value, so no longer output could ever be shown."""

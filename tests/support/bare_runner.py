@@ -99,7 +99,7 @@ class BareRunner:
     def load(self, predict: str | None = None) -> Message:
         """hello, load, and the answer: ready or setup_failed."""
         assert self.receive()["type"] == "hello"
-        self.send({"type": "load", "protocol": 1, "model_dir": str(self.model), "predict": predict})
+        self.send({"type": "load", "protocol": 2, "model_dir": str(self.model), "predict": predict})
         return self.receive()
 
     def send(self, message: Message) -> None:

@@ -320,7 +320,8 @@ def test_a_default_and_a_factory_exclude_each_other() -> None:
 def test_files_are_made_from_local_paths(annotation: Any) -> None:
     result = accepted(list[annotation], {"x": ["https://h/a", "data:,b"]})
     assert result.urls == ["https://h/a", "data:,b"]
-    assert result.fill(["/tmp/a", "/tmp/b"]) == []
+    result.fill(["/tmp/a", "/tmp/b"])
+    assert result.closing == []
     assert result.arguments["x"] == [pathlib.Path("/tmp/a"), pathlib.Path("/tmp/b")]
     assert isinstance(result.arguments["x"][0], pathlib.PurePath)
 
@@ -328,16 +329,19 @@ def test_files_are_made_from_local_paths(annotation: Any) -> None:
 def test_a_default_url_is_fetched_and_a_default_path_is_the_models() -> None:
     assert accepted(Path, {}, "https://h/default.png").urls == ["https://h/default.png"]
     local = accepted(Path, {}, "examples/a.png")
-    assert (local.urls, local.fill([])) == ([], [])
+    local.fill([])
+    assert local.urls == []
     assert local.arguments["x"] == Path("examples/a.png")
 
 
 def test_an_old_file_input_is_opened_and_returned_for_closing(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").write_text("content")
     result = accepted(File, {"x": "https://h/a"})
-    (opened,) = result.fill([str(tmp_path / "a")])
-    with opened:
-        assert result.arguments["x"].read() == b"content"
+    result.fill([str(tmp_path / "a")])
+    opened = result.arguments["x"]
+    assert opened.read() == b"content"
+    result.close()
+    assert opened.closed
 
 
 def test_a_secret_is_shown_nowhere() -> None:

@@ -349,7 +349,10 @@ def test_what_is_not_there_is_refused(tmp_path: Path, config: str | None, predic
         IMPORTS
         + with_method("def __init__(self): raise ValueError('broken')\n    def predict(self) -> str: return ''"),
         IMPORTS + with_setup("def setup(self): raise ValueError('broken')"),
-        IMPORTS + with_setup("async def setup(self): raise ValueError('broken')"),
+        IMPORTS
+        + with_method(
+            "async def setup(self): raise ValueError('broken')\n    async def predict(self) -> str: return ''"
+        ),
     ],
 )
 def test_what_the_models_own_code_raises_is_told_with_its_traceback(tmp_path: Path, source: str) -> None:

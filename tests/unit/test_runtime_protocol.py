@@ -141,8 +141,8 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model = write_model(tmp_path_factory.mktemp("protocol"), PREDICTOR)
     with BareRunner(model, PYTHONS[request.param]) as runner:
         hello = runner.receive_line()
-        assert re.fullmatch(rb'\{"type":"hello","protocol":1,"python":"%s\.\d+\S*"\}' % request.param.encode(), hello)
-        runner.send({"type": "load", "protocol": 1, "model_dir": str(model), "predict": None})
+        assert re.fullmatch(rb'\{"type":"hello","protocol":2,"python":"%s\.\d+\S*"\}' % request.param.encode(), hello)
+        runner.send({"type": "load", "protocol": 2, "model_dir": str(model), "predict": None})
         ready = runner.receive()
         assert 0 < ready.pop("setup_time") < 5
         assert ready == {
@@ -156,6 +156,8 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 {"name": "old", "type": "File", "required": False},
                 {"name": "token", "type": "Secret", "required": False},
             ],
+            "concurrency": 1,
+            "healthcheck": False,
         }
         assert runner.logs() == "old: File: File is the old way, declare cog.Path\nsetup\n"
         yield runner

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from .coder import Coder
+from .decorators import concurrent, streaming
 from .exceptions import CancelationException
 from .input import FieldInfo, Input
 from .model import BaseModel
+from .opaque import Opaque
 from .predictor import BasePredictor, BaseRunner
 from .scope import current_scope, emit_metric
 from .types import (
@@ -14,6 +17,7 @@ from .types import (
     File,
     Path,
     Secret,
+    URLFile,
     URLPath,
 )
 
@@ -25,15 +29,20 @@ __all__ = [
     "BasePredictor",
     "BaseRunner",
     "CancelationException",
+    "Coder",
     "ConcatenateIterator",
     "ExperimentalFeatureWarning",
     "FieldInfo",
     "File",
     "Input",
+    "Opaque",
     "Path",
     "Secret",
+    "URLFile",
     "URLPath",
     "__version__",
+    "concurrent",
     "current_scope",
     "emit_metric",
+    "streaming",
 ]

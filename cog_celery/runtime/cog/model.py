@@ -5,9 +5,6 @@ It must not know how values become JSON.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import functools
 import sys
 import typing
 from typing import TYPE_CHECKING, Any
@@ -37,6 +34,10 @@ class BaseModel:
 
     def __init_subclass__(cls, *, auto_dataclass: bool = True, init: bool = True, **options: Any) -> None:
         super().__init_subclass__()
+        import copy
+        import dataclasses
+        import functools
+
         primary, *mixins = cls.__bases__
         if not issubclass(primary, BaseModel):
             raise TypeError(f'Primary base class of "{cls.__name__}" must inherit from BaseModel')
@@ -66,6 +67,8 @@ class BaseModel:
 
 def _initialise(self: Any, *values: Any, **named: Any) -> None:
     """Set the fields that are given; those with a plain default stay unset, and their class shows the default."""
+    import dataclasses
+
     fields = [field for field in dataclasses.fields(self) if field.init]
     if len(values) > len(fields):
         raise TypeError(f"{type(self).__name__}() takes {len(fields)} fields, but {len(values)} were given")

@@ -9,6 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextvars import ContextVar
 from typing import Any, Optional
 
 from .types import ExperimentalFeatureWarning
@@ -31,6 +32,14 @@ class Metrics(MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         return self._scope.recorded[name]
+
+    def record(self, name: str, value: Any, mode: str = "replace") -> None:
+        """As record_metric()."""
+        self._scope.record_metric(name, value, mode)
+
+    def delete(self, name: str) -> None:
+        """Forget a metric, if it is there."""
+        self._scope.recorded.pop(name, None)
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._scope.record_metric(name, value)
@@ -116,20 +125,27 @@ def _check_name(name: str) -> None:
 
 
 _OUTSIDE = Scope({}, active=False)
-# One prediction runs at a time, so its threads share the scope too.
+# Where one prediction runs at a time, its threads share the scope too.
 _current: Scope = _OUTSIDE
+# Where several do, each has its own, and so have the tasks and threads that its context is handed to.
+_in_context: ContextVar[Optional[Scope]] = ContextVar("cog_scope", default=None)
 _warned = False
 
 
 def current_scope() -> Scope:
     """The scope of the prediction that runs; outside one, a scope that does nothing."""
-    return _current
+    return _in_context.get() or _current
 
 
 def enter_scope(scope: Optional[Scope]) -> None:
     """Make a scope the current one; None: no prediction runs."""
     global _current
     _current = _OUTSIDE if scope is None else scope
+
+
+def enter_scope_in_context(scope: Scope) -> None:
+    """Make a scope the current one of this context, and of those that are copied from it."""
+    _in_context.set(scope)
 
 
 def emit_metric(name: str, value: Any) -> None:
@@ -140,4 +156,4 @@ def emit_metric(name: str, value: Any) -> None:
         warnings.warn(
             "emit_metric() is the old name of current_scope().record_metric()", ExperimentalFeatureWarning, stacklevel=2
         )
-    _current.record_metric(name, value)
+    current_scope().record_metric(name, value)

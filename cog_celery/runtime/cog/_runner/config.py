@@ -22,14 +22,16 @@ _FLOW_MAX = re.compile(r"""(?:^\{|,)\s*["']?max["']?\s*:\s*(\d+)\s*(?:,|\}\s*(?:
 
 
 class Config:
-    """`predict` is the reference to the predictor, `line` where it stands."""
+    """`predict` is the reference to the predictor, `line` where it stands; `train_line` where a `train` stands."""
 
-    __slots__ = ("line", "max_concurrency", "predict")
+    __slots__ = ("concurrency_line", "line", "max_concurrency", "predict", "train_line")
 
     def __init__(self, predict: str, line: int, max_concurrency: int) -> None:
         self.predict = predict
         self.line = line
         self.max_concurrency = max_concurrency
+        self.concurrency_line: Optional[int] = None
+        self.train_line: Optional[int] = None
 
 
 def read_config(text: str) -> Config:
@@ -49,7 +51,10 @@ def read_config(text: str) -> Config:
     if not reference:
         raise Refused(f"{references[0]} is empty", f'write {references[0]}: "predict.py:Predictor"', FILE, entry.line)
     concurrency = entries.get("concurrency")
-    return Config(reference, entry.line, concurrency.maximum() if concurrency else 1)
+    config = Config(reference, entry.line, concurrency.maximum() if concurrency else 1)
+    config.concurrency_line = concurrency.line if concurrency else None
+    config.train_line = entries["train"].line if "train" in entries else None
+    return config
 
 
 class _Entry:

@@ -11,16 +11,24 @@ from typing import Any, Optional
 from .outputs import to_json
 from .signature import Input
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 def hello() -> bytes:
     return _line({"type": "hello", "protocol": PROTOCOL, "python": sys.version.split()[0]})
 
 
-def ready(setup_time: float, inputs: list[Input]) -> bytes:
+def ready(setup_time: float, inputs: list[Input], concurrency: int, healthcheck: bool) -> bytes:
     described = [{"name": field.name, "type": field.type, "required": field.required} for field in inputs]
-    return _line({"type": "ready", "setup_time": round(setup_time, 6), "inputs": described})
+    return _line(
+        {
+            "type": "ready",
+            "setup_time": round(setup_time, 6),
+            "inputs": described,
+            "concurrency": concurrency,
+            "healthcheck": healthcheck,
+        }
+    )
 
 
 def setup_failed(kind: str, error: str) -> bytes:
@@ -37,6 +45,27 @@ def accepted(id: bytes, files: list[str], ignored: list[str]) -> bytes:
 
 def refused(id: bytes, errors: list[dict[str, Any]]) -> bytes:
     return b'{"type":"refused","id":%b,"errors":%b}\n' % (id, to_json(_finite(errors)))
+
+
+def log(id: bytes, text: str) -> bytes:
+    return b'{"type":"log","id":%b,"text":%b}\n' % (id, to_json(text))
+
+
+def blocked(id: Optional[bytes], seconds: float, at: str) -> bytes:
+    return b'{"type":"blocked","id":%b,"seconds":%.3f,"at":%b}\n' % (id or b"null", seconds, to_json(at))
+
+
+def health(healthy: bool, error: Optional[str]) -> bytes:
+    return _line({"type": "health", "healthy": healthy, "error": error})
+
+
+def schema(document: dict[str, Any]) -> bytes:
+    return _line({"type": "schema", "document": document})
+
+
+def test_inputs(input: bytes, files: bytes, error: Optional[str]) -> bytes:
+    """`input` and `files` are JSON already, `files` empty when there are none."""
+    return b'{"type":"test_inputs","input":%b,"files":%b,"error":%b}\n' % (input, files or b"[]", to_json(error))
 
 
 def output(id: bytes, value: bytes, files: bytes) -> bytes:

@@ -5,7 +5,6 @@ It must not know Redis or files.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -14,15 +13,18 @@ import time
 from typing import Any, NoReturn, Optional
 
 from . import events, process
-from .asynchronous import Loop
 from .cancelation import Cancelation
 from .channel import Channel
+from .failures import describe, show
 from .load import Predictor, load_predictor
-from .prediction import Predictions, ProtocolError, describe, show
+from .loop import Loop, awaited
+from .prediction import Predictions, ProtocolError
+from .queries import Queries
 from .refusal import Refused
+from .signature import Signature
 
 USAGE = "usage: python -u …/cog/_runner/__main__.py <read fd> <write fd> <worker pid>"
-_ID = re.compile(rb'\{\s*"type"\s*:\s*"predict"\s*,\s*"id"\s*:\s*("(?:[^"\\]|\\.)*")')
+_ID = r'\{\s*"type"\s*:\s*"predict"\s*,\s*"id"\s*:\s*("(?:[^"\\]|\\.)*")'
 
 
 def main(arguments: list[str]) -> None:
@@ -51,10 +53,24 @@ def _serve(channel: Channel, cancelation: Cancelation) -> None:
     if message is None:
         return
     if message["type"] != "load" or message.get("protocol") != events.PROTOCOL:
-        raise ProtocolError(f"The first message has to be load of protocol {events.PROTOCOL}.")
+        raise ProtocolError(
+            f"The worker sent {message['type']!r} of protocol {message.get('protocol')}; this runner expects 'load' of "
+            f"protocol {events.PROTOCOL}: install one release of both."
+        )
     loop = Loop()
-    predictor = _set_up(channel, message, loop)
+    predictor, limit = _set_up(channel, message, loop)
     cancelation.install()  # again: what the model imported may have taken the signal
+    queries = Queries(predictor, loop, channel)
+    if predictor.in_loop or limit > 1:
+        _serve_in_loop(predictor, channel, cancelation, loop, limit, queries)
+    else:
+        _serve_in_turn(predictor, channel, cancelation, loop, queries)
+    loop.close()
+
+
+def _serve_in_turn(
+    predictor: Predictor, channel: Channel, cancelation: Cancelation, loop: Loop, queries: Queries
+) -> None:
     predictions = Predictions(predictor, channel, cancelation, loop)
     while True:
         message = _next(channel)
@@ -63,25 +79,44 @@ def _serve(channel: Channel, cancelation: Cancelation) -> None:
         if message["type"] == "predict":
             if not predictions.serve(message, lambda: _next(channel)):
                 break
-        elif message["type"] not in ("go", "drop"):  # these: for a prediction that is over
+        elif message["type"] not in ("go", "drop", "cancel") and not queries.answer(message):
+            # These three: for a prediction that is over.
             raise ProtocolError(
                 f"The worker sent {message['type']!r}, which is no message of protocol {events.PROTOCOL}."
             )
     predictions.close()
-    loop.close()
 
 
-def _set_up(channel: Channel, message: dict[str, Any], loop: Loop) -> Predictor:
-    """Load the predictor and run its setup(); ends the process when that fails."""
+def _serve_in_loop(
+    predictor: Predictor, channel: Channel, cancelation: Cancelation, loop: Loop, limit: int, queries: Queries
+) -> None:
+    from .tasks import Tasks  # needs more of Python than a runner of a model that is not async has
+
+    tasks = Tasks(predictor, channel, cancelation, loop, limit)
+    tasks.serve(lambda line: _parse(line, channel), queries.answer_in_loop)
+
+
+def _set_up(channel: Channel, message: dict[str, Any], loop: Loop) -> tuple[Predictor, int]:
+    """Load the predictor and run its setup(); ends the process when that fails. With how many it may run at once."""
     started = time.perf_counter()
+    wanted = message.get("concurrency", 1)
+    if wanted > 1:
+        from .logs import tell_apart  # before the model sees sys.stdout
+
+        tell_apart()
+
+    def before_making(signature: Signature) -> None:
+        if signature.is_async:
+            loop.start()
+
     try:
-        predictor = load_predictor(message["model_dir"], message.get("predict"))
+        predictor = load_predictor(message["model_dir"], message.get("predict"), before_making)
         for note in predictor.signature.notes:
             print(note, file=sys.stderr)
-        if predictor.setup is not None:
+        if predictor.setup is not None and message.get("setup", True):
             result = predictor.setup()
-            if inspect.isawaitable(result):
-                loop.run(_awaited(result))
+            if hasattr(result, "__await__"):
+                loop.run(awaited(result))
     except Refused as refused:
         if refused.__cause__ is not None:
             show(refused.__cause__)
@@ -90,12 +125,10 @@ def _set_up(channel: Channel, message: dict[str, Any], loop: Loop) -> Predictor:
         show(error)
         _fail(channel, "raised", describe(error))
     process.flush_streams()
-    channel.send(events.ready(time.perf_counter() - started, predictor.signature.inputs))
-    return predictor
-
-
-async def _awaited(result: Any) -> Any:
-    return await result
+    limit = min(wanted, predictor.concurrency)
+    has_healthcheck = predictor.healthcheck is not None
+    channel.send(events.ready(time.perf_counter() - started, predictor.signature.inputs, limit, has_healthcheck))
+    return predictor, limit
 
 
 def _fail(channel: Channel, kind: str, error: str) -> NoReturn:
@@ -105,22 +138,29 @@ def _fail(channel: Channel, kind: str, error: str) -> NoReturn:
 
 
 def _next(channel: Channel) -> Optional[dict[str, Any]]:
-    """The next message; None when the worker has no more. An input that Python cannot read is refused here."""
+    """The next message; None when the worker has no more."""
     while True:
         line = channel.receive()
         if line is None:
             return None
-        try:
-            message = json.loads(line)
-            if isinstance(message, dict) and isinstance(message.get("type"), str):
-                return message
-        except (ValueError, RecursionError) as error:
-            # Too deep, or a number of too many digits: JSON all the same, and its producer's fault, not the worker's.
-            id = _ID.match(line)
-            if id is not None:
-                sentence = f"the input cannot be read: {error}"
-                channel.send(
-                    events.refused(id.group(1), [{"field": "input", "kind": "invalid", "limit": sentence, "value": ""}])
-                )
-                continue
-        raise ProtocolError(f"The worker sent what is no message: {line[:200]!r}")
+        message = _parse(line, channel)
+        if message is not None:
+            return message
+
+
+def _parse(line: bytes, channel: Channel) -> Optional[dict[str, Any]]:
+    """A message; None for an input that Python cannot read, which is refused here. Raises ProtocolError."""
+    try:
+        message = json.loads(line)
+        if isinstance(message, dict) and isinstance(message.get("type"), str):
+            return message
+    except (ValueError, RecursionError) as error:
+        # Too deep, or a number of too many digits: JSON all the same, and its producer's fault, not the worker's.
+        id = re.match(_ID.encode(), line)
+        if id is not None:
+            sentence = f"the input cannot be read: {error}"
+            channel.send(
+                events.refused(id.group(1), [{"field": "input", "kind": "invalid", "limit": sentence, "value": ""}])
+            )
+            return None
+    raise ProtocolError(f"The worker sent what is no message: {line[:200]!r}")

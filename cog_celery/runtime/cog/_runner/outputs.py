@@ -5,18 +5,19 @@ It must not know where either goes. Files stand as null in the JSON; beside it i
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import io
 import json
 import os
-import shutil
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
+from ..coder import own_coder
 from ..model import BaseModel
 from ..types import MASK, Secret
+from .standard import import_standard
 
 COPY_SIZE = 1 << 20
 MAX_DEPTH = 200
@@ -62,7 +63,7 @@ class Files:
     def clear(self) -> None:
         """Remove what earlier predictions left."""
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            import_standard("shutil").rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
     def place(self, name: str) -> str:
@@ -130,6 +131,9 @@ class _Walk:
             return float(value) if value - value == 0 else None  # neither NaN nor an infinity has a form in JSON
         if isinstance(value, Secret):
             return MASK
+        coder = own_coder(type(value))
+        if coder is not None:
+            return self.convert(coder.encode(value), at)
         if isinstance(value, Mapping):
             return self._convert_items(value.items(), at)
         if isinstance(value, (list, tuple, set, frozenset)):
@@ -160,7 +164,7 @@ class _Walk:
             raise OutputError(f"The output {path} is not a file: write it before it is returned.")
         if self._keep:
             kept = self._files.place(path)
-            shutil.copyfile(path, kept)
+            import_standard("shutil").copyfile(path, kept)
             path = kept
         self._found.append({"at": list(at), "path": path})
 
@@ -181,7 +185,7 @@ def _copy(file: Any, path: str) -> None:
     if hasattr(file, "flush") and not getattr(file, "closed", False):
         file.flush()
     if getattr(file, "closed", False) or not _readable(file):
-        shutil.copyfile(file.name, path)
+        import_standard("shutil").copyfile(file.name, path)
         return
     if not hasattr(file, "seekable") or file.seekable():
         file.seek(0)
@@ -212,11 +216,11 @@ def _key(key: Any) -> str:
 def _fields(value: Any) -> Optional[dict[str, Any]]:
     """The fields of a structured value that were set; None for any other value."""
     kind = type(value)
-    if isinstance(value, BaseModel) or dataclasses.is_dataclass(kind):
+    is_dataclass = hasattr(kind, "__dataclass_fields__")
+    if is_dataclass or isinstance(value, BaseModel):
         held = getattr(value, "__dict__", None)
-        names = (
-            [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list(held or ())
-        )
+        # Whoever made a dataclass has imported the module.
+        names = [f.name for f in sys.modules["dataclasses"].fields(kind)] if is_dataclass else list(held or ())
         if isinstance(value, BaseModel) and held is not None:
             names = [name for name in names if name in held]
         return {name: getattr(value, name) for name in names}

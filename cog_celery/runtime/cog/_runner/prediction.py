@@ -6,10 +6,7 @@ It must not know how it was loaded. The main thread runs the model's code, so th
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-import traceback
 from collections.abc import Iterator
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Optional
@@ -17,15 +14,17 @@ from typing import Any, Optional
 from ..exceptions import CancelationException
 from ..scope import Scope, enter_scope
 from . import events
-from .asynchronous import Loop
 from .cancelation import Cancelation, is_cancelation
 from .channel import Channel
-from .load import Predictor, model_frames
+from .failures import describe, exit_as, show
+from .load import Predictor
+from .loop import Loop, awaited
 from .outputs import Encoder, Files, to_json
-from .process import flush_streams, write_error
+from .process import flush_streams
 from .validation import Accepted, Validator
 
-_JSON_ONLY = frozenset({str, int, float, bool, type(None), dict, list, tuple})
+JSON_ONLY = frozenset({str, int, float, bool, type(None), dict, list, tuple})
+"""Types that are an output by themselves: neither awaited nor iterated."""
 
 
 class ProtocolError(Exception):
@@ -71,7 +70,7 @@ class Predictions:
                 if answer["type"] == "drop" and answer.get("id") == message["id"]:
                     self._channel.send(events.done(id, b"canceled", False, 0.0))
                     return True
-                paths = _paths(answer, message["id"], len(accepted.urls))
+                paths = local_paths(answer, message["id"], len(accepted.urls))
             scope = Scope(message.get("context") or {})
             enter_scope(scope)
             try:
@@ -89,19 +88,18 @@ class Predictions:
         output: Optional[bytes] = None
         files = b""
         run = _Run(id, self._channel, self._encode, cancelation, self._loop)
-        opened: list[Any] = []
         started = time.perf_counter()
         try:
             try:
                 if accepted.files:
-                    opened = accepted.fill(paths)
+                    accepted.fill(paths)
                     started = time.perf_counter()
                 cancelation.in_model = True
                 if cancelation.pending:
                     raise CancelationException
                 result = self._call(**arguments)
                 cancelation.in_model = False
-                if type(result) not in _JSON_ONLY:
+                if type(result) not in JSON_ONLY:
                     result = run.follow(result)
                 if not run.streamed:
                     output, files = self._encode(result)
@@ -112,7 +110,7 @@ class Predictions:
         except CancelationException:
             status = b"canceled"
         except SystemExit as exit:
-            _exit(exit)
+            exit_as(exit)
         except BaseException as raised:
             if cancelation.requested and is_cancelation(raised):
                 status = b"canceled"
@@ -120,14 +118,14 @@ class Predictions:
                 status, error = b"failed", describe(raised)
                 show(raised)
         ended = time.perf_counter()
-        for file in opened:
-            file.close()
+        if accepted.closing:
+            accepted.close()
         flush_streams()
         metrics = self._encode(scope.recorded)[0] if scope.recorded else b""
         self._channel.send(events.done(id, status, run.streamed, ended - started, output, files, error, metrics))
 
 
-def _paths(answer: dict[str, Any], id: str, count: int) -> list[str]:
+def local_paths(answer: dict[str, Any], id: str, count: int) -> list[str]:
     """The local files that a `go` brings."""
     if answer["type"] != "go" or answer.get("id") != id:
         raise ProtocolError(f"{answer['type']} came while {id} waited for go")
@@ -156,7 +154,7 @@ class _Run:
             if not hasattr(result, "__await__"):
                 self.streamed = True
                 return self._loop.run(self._stream_async(result), self._cancelation)
-            result = self._loop.run(_awaited(result), self._cancelation)
+            result = self._loop.run(awaited(result), self._cancelation)
             return self.follow(result)
         if hasattr(type(result), "__anext__"):
             self.streamed = True
@@ -217,32 +215,3 @@ def _close(results: Any) -> None:
             close()
     except Exception as error:
         show(error)
-
-
-async def _awaited(result: Any) -> Any:
-    return await result
-
-
-def describe(error: BaseException) -> str:
-    """An exception's own text, or its repr when that is empty or cannot be had."""
-    try:
-        return str(error) or repr(error)
-    except Exception:  # of the exception's own __str__
-        return type(error).__name__
-
-
-def show(error: BaseException) -> None:
-    """Write an exception's traceback, from the model's first frame on, to standard error."""
-    lines = traceback.format_exception(type(error), error, model_frames(error))
-    write_error("".join(lines))
-
-
-def _exit(exit: SystemExit) -> None:
-    """End the process as sys.exit() says, at once: what the model's threads still do is of no use to anybody."""
-    code = exit.code
-    flush_streams()
-    if code is not None and not isinstance(code, int):
-        write_error(f"{code}\n")
-        code = 1
-    sys.stdout.flush()
-    os._exit((code or 0) & 0xFF)

@@ -87,14 +87,21 @@ def render_runtime(errors: Iterable[FieldError]) -> str:
     return "\n".join(map(_runtime_line, errors))
 
 
+def phrase(kind: str, limit: Any) -> str:
+    """What is wrong with a value, behind the name of the value."""
+    if kind == "missing":
+        return "field required"
+    if kind == "invalid":
+        return str(limit)
+    if kind in ("ge", "le"):
+        return f"fails constraint {'>=' if kind == 'ge' else '<='} {limit if limit is None else float(limit)}"
+    return _RUNTIME[kind].format(limit=limit)
+
+
 def _runtime_line(error: FieldError) -> str:
     field, kind, limit = error["field"], error["kind"], error["limit"]
     if kind == "missing":
         return f"missing required input field: {field}"
     if kind == "invalid":
         return f"invalid input value: {field}: {limit}"
-    start = f"invalid input value: {field}={error['value']}"
-    if kind in ("ge", "le"):
-        sign = ">=" if kind == "ge" else "<="
-        return f"{start} fails constraint {sign} {limit if limit is None else float(limit)}"
-    return f"{start} {_RUNTIME[kind].format(limit=limit)}"
+    return f"invalid input value: {field}={error['value']} {phrase(kind, limit)}"

@@ -6,27 +6,37 @@ It must not import or call anything of the model's. What cannot work is refused 
 
 from __future__ import annotations
 
-import ast
 import collections.abc
-import copy
 import enum
-import inspect
-import os
 import re
-import sys
-import types
 import typing
 from typing import Any, Callable, Optional
 
 from .. import types as cog_types
 from ..input import MISSING, FieldInfo
 from . import values
+from .functions import EMPTY, Function, Parameter
 from .refusal import Refused
+from .standard import import_standard
+from .structures import (
+    LISTS,
+    PLAIN,
+    UNION_TYPES,
+    Structures,
+    Unsupported,
+    bare,
+    choice_of,
+    element_of,
+    enum_of,
+    file_opener,
+    generic_name,
+    open_file,
+    optional_of,
+    type_name,
+)
 from .values import Converter, Unfit
 
-_UNION_TYPES = tuple(t for t in (typing.Union, getattr(types, "UnionType", None)) if t is not None)
-_LISTS = (list, collections.abc.Sequence)
-_ITERATORS = (
+ITERATORS = (
     collections.abc.Iterator,
     collections.abc.AsyncIterator,
     collections.abc.Iterable,
@@ -34,16 +44,7 @@ _ITERATORS = (
     collections.abc.Generator,
     collections.abc.AsyncGenerator,
 )
-_CONCATENATING = (cog_types.ConcatenateIterator, cog_types.AsyncConcatenateIterator)
-_PLAIN: dict[Any, tuple[str, Converter]] = {
-    bool: ("bool", values.to_bool),
-    int: ("int", values.to_int),
-    float: ("float", values.to_float),
-    str: ("str", values.to_str),
-    dict: ("dict", values.to_dict),
-    Any: ("Any", values.to_any),
-    inspect.Parameter.empty: ("Any", values.to_any),
-}
+CONCATENATING = (cog_types.ConcatenateIterator, cog_types.AsyncConcatenateIterator)
 _NUMBERS = ("int", "float")
 _LIMITS: dict[str, tuple[type, ...]] = {
     "ge": (float, int),
@@ -53,18 +54,21 @@ _LIMITS: dict[str, tuple[type, ...]] = {
     "regex": (str,),
 }
 _KNOWN = (
-    "bool, int, float, str, cog.Path, cog.Secret, dict, Any, an Enum or Literal of str or int, "
-    "Optional and List of these"
+    "bool, int, float, str, cog.Path, cog.Secret, dict, set, Any, an Enum or Literal of str or int, a dataclass, "
+    "TypedDict or BaseModel, Optional and List of these, or a class that a registered cog.Coder knows"
 )
 
 
 class Input:
-    """One input. `type` is its annotation as text; `kind` the element's type: `file` for whatever is fetched."""
+    """One input. `type` is its annotation as text, `element` what is left of it without Optional and List; `kind` says
+    what that is: `file` for whatever is fetched, `structure` for what is built of several values.
+    """
 
     __slots__ = (
         "choices",
         "convert",
         "default",
+        "element",
         "factory",
         "info",
         "kind",
@@ -74,6 +78,7 @@ class Input:
         "repeated",
         "required",
         "secret",
+        "structures",
         "type",
     )
 
@@ -82,6 +87,7 @@ class Input:
         self.info = info
         self.type = ""
         self.kind = ""
+        self.element: Any = Any
         self.optional = False
         self.repeated = False
         self.required = False
@@ -93,6 +99,8 @@ class Input:
         self.convert: Converter = values.to_any
         self.open: Callable[[str], Any] = cog_types.Path
         """Makes the value from the path of a fetched file."""
+        self.structures: Optional[Structures] = None
+        """For a structure with files in it: what finds them, and puts them in."""
 
     @property
     def shown(self) -> str:
@@ -101,19 +109,24 @@ class Input:
 
 
 class Signature:
-    """The inputs of predict() in order, its name, `predict` or `run`, and what its author should know."""
+    """The inputs of predict() in order, its name, `predict` or `run`, whether it is async, the type that it returns, or
+    EMPTY, and what its author should know.
+    """
 
-    __slots__ = ("inputs", "name", "notes")
+    __slots__ = ("function", "inputs", "is_async", "name", "notes", "returns")
 
-    def __init__(self, name: str, inputs: list[Input], notes: list[str]) -> None:
+    def __init__(self, name: str, function: Function, inputs: list[Input], notes: list[str]) -> None:
         self.name = name
+        self.function = function
         self.inputs = inputs
         self.notes = notes
+        self.is_async = function.is_async
+        self.returns = function.returned()
 
 
 def inspect_predict(function: Any, name: str, method: bool) -> Signature:
     """Read predict() or run(); raises Refused for a signature that cannot be served."""
-    reader = _Function(function, f"{name}()", name)
+    reader = Function(function, f"{name}()", name)
     parameters = reader.parameters
     if method:
         if not parameters or parameters[0].name != "self":
@@ -123,12 +136,12 @@ def inspect_predict(function: Any, name: str, method: bool) -> Signature:
     inputs = [_read_input(reader, parameter) for parameter in parameters]
     _check_output(reader)
     notes = [f"{field.shown}: File is the old way, declare cog.Path" for field in inputs if field.open is open_file]
-    return Signature(name, inputs, notes)
+    return Signature(name, reader, inputs, notes)
 
 
-def inspect_setup(function: Any) -> tuple[bool, Any]:
+def inspect_setup(function: Any, predict: Signature) -> tuple[bool, Any]:
     """Read setup(): whether it takes weights, and their annotation. Raises Refused."""
-    reader = _Function(function, "setup()", "setup")
+    reader = Function(function, "setup()", "setup")
     parameters = reader.parameters
     if not parameters or parameters[0].name != "self":
         raise reader.refused("setup() must have 'self' first argument", "write def setup(self)")
@@ -139,99 +152,43 @@ def inspect_setup(function: Any) -> tuple[bool, Any]:
             f"unexpected setup() arguments: {', '.join(extra)}",
             "write def setup(self) or def setup(self, weights=None)",
         )
-    returned = reader.returned()
-    if returned is not inspect.Signature.empty and returned not in (None, type(None), Any):
+    if reader.returned() not in (EMPTY, None, type(None), Any):
         raise reader.refused("setup() must return None", "keep what it makes as attributes of self, and write -> None")
+    if reader.is_async and not predict.is_async:
+        raise reader.refused(
+            f"setup() is async, but {predict.name}() is not",
+            f"write async def {predict.name}(self, …), or def setup(self)",
+        )
     if len(parameters) == 1:
         return False, None
     return True, reader.annotation(parameters[1])
 
 
-class _Function:
-    """A function of the model's behind all its decorators, and where it stands."""
-
-    def __init__(self, function: Any, shown: str, name: str) -> None:
-        self.name = name
-        self.shown = shown
-        # A static or class method has no self, and is no function either; some Pythons would unwrap it to one.
-        bare = callable(function) and not isinstance(function, (staticmethod, classmethod))
-        self.function = inspect.unwrap(function) if bare else function
-        if not inspect.isfunction(self.function):
-            raise Refused(f"{name} is not a function", f"write def {name}(self, …) in the class", *_place(function))
-        self.file, self.line = _place(self.function)
-        signature = _signature(self.function)
-        self.parameters = list(signature.parameters.values())
-        self._returned = signature.return_annotation
-
-    def refused(self, text: str, hint: str, parameter: Optional[str] = None) -> Refused:
-        """A refusal that names this function's place, or its parameter's."""
-        line = self.line if parameter is None else _line_of(self.function, parameter) or self.line
-        return Refused(text, hint, self.file, line)
-
-    def refuse_variadic(self, hint: str) -> None:
-        for parameter in self.parameters:
-            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                raise self.refused(f"{self.shown} must not have **kwargs", hint)
-            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-                raise self.refused(f"{self.shown} must not have *args", hint)
-            if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and parameter.name != "self":
-                raise self.refused(f"{self.shown} must not have positional-only arguments", "take out the `/`")
-
-    def annotation(self, parameter: inspect.Parameter) -> Any:
-        """A parameter's type, or inspect.Parameter.empty; raises Refused for text that names nothing."""
-        try:
-            return self._resolve(parameter.annotation)
-        except Exception as error:
-            version = "{}.{}".format(*sys.version_info)
-            raise self.refused(
-                f"invalid input field {parameter.name}: its type {parameter.annotation!r} cannot be evaluated "
-                f"on Python {version}: {error}",
-                "import what it names also when the module runs; before Python 3.10 write Optional[…] for … | None",
-                parameter.name,
-            ) from None
-
-    def returned(self) -> Any:
-        """The type it is said to return; inspect.Signature.empty when nothing is said, or it cannot be known."""
-        try:
-            return self._resolve(self._returned)
-        except Exception:  # only imported for type checkers, say: nothing depends on it
-            return inspect.Signature.empty
-
-    def _resolve(self, annotation: Any) -> Any:
-        if annotation is inspect.Signature.empty:
-            return annotation
-        holder = types.SimpleNamespace(__annotations__={"it": annotation})
-        return typing.get_type_hints(holder, self.function.__globals__)["it"]
-
-
-def _signature(function: types.FunctionType) -> inspect.Signature:
-    if sys.version_info >= (3, 14):
-        import annotationlib
-
-        return inspect.signature(function, annotation_format=annotationlib.Format.FORWARDREF)
-    return inspect.signature(function)
-
-
 # -- inputs
 
 
-def _read_input(function: _Function, parameter: inspect.Parameter) -> Input:
+def _read_input(function: Function, parameter: Parameter) -> Input:
     default = parameter.default
-    if isinstance(default, FieldInfo):
-        info = default
-    else:
-        info = FieldInfo(MISSING if default is inspect.Parameter.empty else default)
+    info = default if isinstance(default, FieldInfo) else FieldInfo(MISSING if default is EMPTY else default)
     field = Input(parameter.name, info)
 
     def refuse(text: str, hint: str) -> Refused:
         return function.refused(text, hint, parameter.name)
 
-    if parameter.annotation is inspect.Parameter.empty:
+    if parameter.annotation is EMPTY:
         raise refuse(
             f"missing type annotation for input: {field.name}", f"write {field.name}: str, or another of: {_KNOWN}"
         )
-    element = _unfold(field, function.annotation(parameter), refuse)
-    convert = _read_element(field, element, refuse)
+    try:
+        element = _unfold(field, function.annotation(parameter))
+        convert = _read_element(field, element)
+    except Unsupported as unsupported:
+        text = (
+            unsupported.text
+            if unsupported.text.startswith("enum ")
+            else (f"invalid input field {field.name}: {unsupported.text}")
+        )
+        raise refuse(text, unsupported.hint or f"declare one of: {_KNOWN}") from None
     base = convert  # without constraints, for the choices and the default
     convert = _constrain(field, convert, refuse)
     if field.repeated:
@@ -244,114 +201,70 @@ def _read_input(function: _Function, parameter: inspect.Parameter) -> Input:
 _Refuse = Callable[[str, str], Refused]
 
 
-def _unfold(field: Input, annotation: Any, refuse: _Refuse) -> Any:
-    """Take Optional and List off a type, noting them; returns the type within."""
+def _unfold(field: Input, annotation: Any) -> Any:
+    """Take Optional and List off a type, noting them; returns the type within. Raises Unsupported."""
     text = "{}"
-    if typing.get_origin(annotation) in _UNION_TYPES:
-        members = [member for member in typing.get_args(annotation) if member is not type(None)]
-        if len(members) != 1 or len(members) == len(typing.get_args(annotation)):
-            raise refuse(f"invalid input field {field.name}: unsupported Cog type Union", f"declare one of: {_KNOWN}")
+    annotation, opaque = bare(annotation)
+    member = optional_of(annotation)
+    if member is not None:
         field.optional = True
-        annotation = members[0]
+        annotation, within = bare(member)
+        opaque |= within
         text = "Optional[{}]"
-    if annotation in _LISTS or typing.get_origin(annotation) in _LISTS:
-        elements = [e for e in typing.get_args(annotation) if not isinstance(e, typing.TypeVar)]
-        annotation = elements[0] if elements else Any
-        nested = _generic_name(annotation)
+    if annotation in LISTS or typing.get_origin(annotation) in LISTS:
+        annotation, within = bare(element_of(annotation))
+        nested = "" if opaque or within else generic_name(annotation)
         if nested:
             outer = "Optional" if field.optional else "List"
             nested = "list" if field.optional else nested
-            raise refuse(
-                f"invalid input field {field.name}: {outer} cannot have nested type {nested}",
-                "declare a flat List, or dict for what has a structure",
+            raise Unsupported(
+                f"{outer} cannot have nested type {nested}", "declare a flat List, or dict for what has a structure"
             )
+        opaque |= within
         field.repeated = True
         text = text.format("List[{}]")
-    field.type = text.format(_type_name(annotation))
-    return annotation
+    field.type = text.format(type_name(annotation))
+    return Any if opaque else annotation
 
 
-def _generic_name(annotation: Any) -> str:
-    """The name of a generic type with arguments, or of a list; empty for any other type."""
-    if annotation in _LISTS:
-        return "list"
-    origin = typing.get_origin(annotation)
-    if origin is None or origin is typing.Literal:
-        return ""
-    if origin in _UNION_TYPES:
-        return "Optional" if type(None) in typing.get_args(annotation) else "Union"
-    return str(getattr(origin, "__name__", origin))
-
-
-def _type_name(annotation: Any) -> str:
-    if annotation is Any or annotation is inspect.Parameter.empty:
-        return "Any"
-    origin = typing.get_origin(annotation)
-    if origin is typing.Literal:
-        return "Literal[{}]".format(", ".join(map(repr, typing.get_args(annotation))))
-    if origin is not None:
-        return str(getattr(origin, "__name__", origin))
-    return str(getattr(annotation, "__name__", annotation))
-
-
-def _read_element(field: Input, annotation: Any, refuse: _Refuse) -> Converter:
-    """Note the kind of a type, and return its converter."""
-    origin = typing.get_origin(annotation)
-    if origin is dict:
-        annotation = dict
+def _read_element(field: Input, annotation: Any) -> Converter:
+    """Note the kind of a type, and return its converter. Raises Unsupported."""
+    field.element = annotation
     try:
-        plain = _PLAIN.get(annotation)
+        plain = PLAIN.get(annotation)
     except TypeError:  # not hashable, so none of them
         plain = None
     if plain:
         field.kind, convert = plain
         return convert
-    if origin is typing.Literal:
-        return _read_members(field, list(typing.get_args(annotation)), refuse)
-    if isinstance(annotation, type):
+    if typing.get_origin(annotation) is typing.Literal:
+        field.choices = list(typing.get_args(annotation))
+        field.kind, convert = choice_of(field.choices, field.type)
+        return convert
+    if isinstance(annotation, type) and typing.get_origin(annotation) is None:
         if issubclass(annotation, enum.Enum):
-            return _read_enum(field, annotation, refuse)
+            field.kind, convert, field.choices = enum_of(annotation)
+            return convert
         if issubclass(annotation, cog_types.Secret):
             field.kind, field.secret = "Secret", True
             return values.to_made(values.to_str, annotation)
-        if issubclass(annotation, cog_types.File):
-            field.kind, field.open = "file", open_file
+        if issubclass(annotation, cog_types.URLPath):
+            field.kind = "url"
+            return values.to_made(values.to_url, lambda url: annotation(source=url))
+        if issubclass(annotation, cog_types.URLFile):
+            field.kind = "url"
+            return values.to_made(values.to_url, annotation)
+        opener = file_opener(annotation)
+        if opener is not None:
+            field.kind, field.open = "file", opener
             return values.to_url
-        if issubclass(annotation, os.PathLike):
-            field.kind, field.open = "file", cog_types.Path if inspect.isabstract(annotation) else annotation
-            return values.to_url
-    raise refuse(
-        f"invalid input field {field.name}: unsupported Cog type {_type_name(annotation)}", f"declare one of: {_KNOWN}"
-    )
-
-
-def open_file(path: str) -> Any:
-    return open(path, "rb")
-
-
-def _read_enum(field: Input, kind: type[enum.Enum], refuse: _Refuse) -> Converter:
-    members = [member.value for member in kind]
-    for base in (str, int):
-        if members and all(type(member) is base for member in members) and not issubclass(kind, base):
-            raise refuse(
-                f"enum {kind.__name__} is used as {base.__name__} but does not extend it",
-                f"write class {kind.__name__}({base.__name__}, Enum)",
-            )
-    return values.to_made(_read_members(field, members, refuse), kind)
-
-
-def _read_members(field: Input, members: list[Any], refuse: _Refuse) -> Converter:
-    field.choices = members
-    if members and all(isinstance(member, str) for member in members):
-        field.kind = "str"
-        return values.to_text_choice(members)
-    if members and all(isinstance(member, int) and not isinstance(member, bool) for member in members):
-        field.kind = "int"
-        return values.to_choice(values.to_int, members)
-    raise refuse(
-        f"invalid input field {field.name}: the values of {field.type} are not all str or all int",
-        "use members of one of these types",
-    )
+    structures = Structures()
+    field.kind = "structure"
+    convert = structures.flat(annotation)
+    field.secret = structures.has_secrets
+    if structures.has_files:
+        field.structures = structures
+    return convert
 
 
 def _constrain(field: Input, convert: Converter, refuse: _Refuse) -> Converter:
@@ -361,7 +274,7 @@ def _constrain(field: Input, convert: Converter, refuse: _Refuse) -> Converter:
     for name, types_ in _LIMITS.items():
         limit = getattr(info, name)
         if limit is not None and (not isinstance(limit, types_) or isinstance(limit, bool)):
-            raise refuse(f"{name}={limit!r} is not {_type_name(types_[0])}: {field.shown}", "mend the constraint")
+            raise refuse(f"{name}={limit!r} is not {type_name(types_[0])}: {field.shown}", "mend the constraint")
     if info.choices is not None:
         return _choose(field, convert, bounded, sized, refuse)
     if bounded and (kind not in _NUMBERS or field.choices):
@@ -382,7 +295,7 @@ def _constrain(field: Input, convert: Converter, refuse: _Refuse) -> Converter:
 
 
 def _choose(field: Input, convert: Converter, bounded: bool, sized: bool, refuse: _Refuse) -> Converter:
-    choices = field.info.choices or []
+    choices = [_member_value(choice, field, refuse) for choice in field.info.choices or []]
     base = {"int": int, "str": str}.get(field.kind)
     if base is None or field.choices:
         raise refuse(f"incompatible input type for choices: {field.shown}", "declare str or int, or take choices out")
@@ -407,6 +320,20 @@ def _choose(field: Input, convert: Converter, bounded: bool, sized: bool, refuse
     )
 
 
+def _member_value(value: Any, field: Input, refuse: _Refuse) -> Any:
+    """What a member of an Enum stands for where a str or int is declared; any other value as it is."""
+    base = field.element
+    if not isinstance(value, enum.Enum) or base not in (str, int):
+        return value
+    if not isinstance(value, base):
+        kind = type(value).__name__
+        raise refuse(
+            f"enum {kind} is used as {base.__name__} but does not extend it",
+            f"write class {kind}({base.__name__}, Enum)",
+        )
+    return value.value
+
+
 def _read_default(field: Input, base: Converter, refuse: _Refuse) -> None:
     info = field.info
     if info.default_factory is not None:
@@ -416,6 +343,7 @@ def _read_default(field: Input, base: Converter, refuse: _Refuse) -> None:
     if default is MISSING:
         field.required = not field.optional
         return
+    default = _member_value(default, field, refuse)
     if default is None:
         if not field.optional and field.kind != "Any":
             raise refuse(
@@ -423,13 +351,27 @@ def _read_default(field: Input, base: Converter, refuse: _Refuse) -> None:
                 f"write {field.name}: Optional[{field.type}] for an input that may be null, or give another default",
             )
         return
-    if field.secret and isinstance(default, str):
-        default = base(default)
-    if field.kind in ("bool", "int", "float", "str") and not isinstance(default, enum.Enum):
+    if field.kind == "Secret" and isinstance(default, (str, list)):
+        default = _made(field, default, base, refuse)
+    elif field.kind == "url":
+        _made(field, default, base, refuse)
+        field.factory = lambda: base(default)
+    elif field.kind in ("bool", "int", "float", "str") and not isinstance(default, enum.Enum):
         default = _fit_default(field, default, base, refuse)
     field.default = default
-    if isinstance(default, (list, dict, set)):
-        field.factory = lambda: copy.deepcopy(default)
+    if isinstance(default, (list, dict, set)) or field.kind == "structure":
+        deepcopy = import_standard("copy").deepcopy
+        field.factory = lambda: deepcopy(default)
+
+
+def _made(field: Input, default: Any, base: Converter, refuse: _Refuse) -> Any:
+    try:
+        return base(default)
+    except Unfit:
+        shown = cog_types.MASK if field.secret else f"{default!r}"
+        raise refuse(
+            f"default={shown} is not of the type of input: {field.shown}", f"give a default of type {field.type}"
+        ) from None
 
 
 def _fit_default(field: Input, default: Any, base: Converter, refuse: _Refuse) -> Any:
@@ -437,13 +379,8 @@ def _fit_default(field: Input, default: Any, base: Converter, refuse: _Refuse) -
     if field.repeated and isinstance(default, (tuple, set)):
         default = list(default)
     if field.choices is None:
-        # Before the type: a default of another type than the input's is told as such.
-        try:
-            default = base(default)
-        except Unfit:
-            raise refuse(
-                f"{shown} is not of the type of input: {field.shown}", f"give a default of type {field.type}"
-            ) from None
+        # Before the limits: a default of another type than the input's is told as such.
+        default = _made(field, default, base, refuse)
     try:
         return field.convert(default)
     except Unfit as error:
@@ -459,52 +396,19 @@ def _fit_default(field: Input, default: Any, base: Converter, refuse: _Refuse) -
 # -- output
 
 
-def _check_output(function: _Function) -> None:
-    returned = function.returned()
+def _check_output(function: Function) -> None:
+    returned, opaque = bare(function.returned())
     name = function.shown
     if returned is None or returned is type(None):
         raise function.refused(f"{name} must not return None", "declare what it returns, -> str say")
     origin = typing.get_origin(returned)
-    if origin in _UNION_TYPES and type(None) in typing.get_args(returned):
+    if origin in UNION_TYPES and type(None) in typing.get_args(returned):
         raise function.refused("output must not be Optional", "declare the type without Optional, or Any")
-    bare = origin or returned
-    if not isinstance(bare, type):
+    kind = origin or returned
+    if opaque or not isinstance(kind, type):
         return
     arguments = [a for a in typing.get_args(returned) if not isinstance(a, typing.TypeVar)]
-    if bare in (*_ITERATORS, *_CONCATENATING) and not arguments:
-        raise function.refused("iterator type must have a type argument", f"write {bare.__name__}[str]")
-    if bare in _CONCATENATING and arguments[0] is not str:
-        raise function.refused(f"{bare.__name__} must have str element", f"write {bare.__name__}[str], or Iterator[…]")
-
-
-# -- places
-
-
-def _place(function: Any) -> tuple[Optional[str], Optional[int]]:
-    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-    if code is None:
-        return None, None
-    return _relative(code.co_filename), code.co_firstlineno
-
-
-def _relative(file: str) -> str:
-    """A path as a person in the model's folder would write it."""
-    relative = os.path.relpath(file)
-    return file if relative.startswith("..") else relative
-
-
-def _line_of(function: types.FunctionType, parameter: str) -> Optional[int]:
-    code = function.__code__
-    try:
-        with open(code.co_filename, "rb") as file:
-            tree = ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError):
-        return None
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == code.co_name:
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            if first == code.co_firstlineno:
-                for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-                    if argument.arg == parameter:
-                        return argument.lineno
-    return None
+    if kind in (*ITERATORS, *CONCATENATING) and not arguments:
+        raise function.refused("iterator type must have a type argument", f"write {kind.__name__}[str]")
+    if kind in CONCATENATING and arguments[0] is not str:
+        raise function.refused(f"{kind.__name__} must have str element", f"write {kind.__name__}[str], or Iterator[…]")

@@ -23,12 +23,18 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
 
 
 class Unfit(Exception):
-    """A value that an input cannot have."""
+    """A value that an input cannot have. `at` are the keys that lead to it in a structure."""
 
     def __init__(self, kind: str, limit: Any = None) -> None:
         super().__init__(kind)
         self.kind = kind
         self.limit = limit
+        self.at: tuple[str, ...] = ()
+
+    def within(self, name: str) -> Unfit:
+        """Itself, seen from the structure that has the value under that name."""
+        self.at = (name, *self.at)
+        return self
 
 
 def to_any(value: Any) -> Any:
@@ -118,6 +124,42 @@ def to_list(element: Converter) -> Converter:
         return [element(item) for item in value]
 
     return convert
+
+
+def to_set(element: Converter) -> Converter:
+    """A list of different elements, all of them fit, as a set."""
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise Unfit("list")
+        try:
+            return {element(item) for item in value}
+        except TypeError:
+            raise Unfit("invalid", "the elements of a set cannot be lists or objects") from None
+
+    return convert
+
+
+def to_mapping(key: Converter, element: Converter) -> Converter:
+    """An object whose keys and values are all fit."""
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise Unfit("dict")
+        made = {}
+        for name, item in value.items():
+            try:
+                made[key(name)] = element(item)
+            except Unfit as unfit:
+                raise unfit.within(name) from None
+        return made
+
+    return convert
+
+
+def to_optional(convert: Converter) -> Converter:
+    """A fit value, or null."""
+    return lambda value: None if value is None else convert(value)
 
 
 def to_made(convert: Converter, make: Callable[[Any], Any]) -> Converter:
