@@ -96,10 +96,10 @@ class BareRunner:
 
     # -- messages
 
-    def load(self, predict: str | None = None) -> Message:
+    def load(self, predict: str | None = None, **fields: Any) -> Message:
         """hello, load, and the answer: ready or setup_failed."""
         assert self.receive()["type"] == "hello"
-        self.send({"type": "load", "protocol": 2, "model_dir": str(self.model), "predict": predict})
+        self.send({"type": "load", "protocol": 2, "model_dir": str(self.model), "predict": predict, **fields})
         return self.receive()
 
     def send(self, message: Message) -> None:
@@ -147,6 +147,17 @@ class BareRunner:
         while messages[-1]["type"] not in ("done", "refused"):
             messages.append(self.receive())
         self._canceling = False
+        return messages
+
+    def until_all_over(self, *ids: str) -> dict[str, list[Message]]:
+        """The messages of several predictions, each up to `done` or `refused`."""
+        messages: dict[str, list[Message]] = {id: [] for id in ids}
+        left = set(ids)
+        while left:
+            message = self.receive()
+            messages[message["id"]].append(message)
+            if message["type"] in ("done", "refused"):
+                left.remove(message["id"])
         return messages
 
     def predict(self, input: Message, **fields: Any) -> list[Message]:

@@ -180,6 +180,7 @@ def _annotations(function: types.FunctionType) -> dict[str, Any]:
 
 def place(function: Any) -> tuple[Optional[str], Optional[int]]:
     """The file, as a person in the model's folder would write it, and the line of a function."""
+    function = getattr(function, "__func__", function)  # of a static or class method
     code = getattr(unwrap(function), "__code__", None) if callable(function) else None
     return (None, None) if code is None else (relative(code.co_filename), code.co_firstlineno)
 

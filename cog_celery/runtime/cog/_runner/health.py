@@ -5,6 +5,7 @@ It must not know who wants to know.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Callable, Optional
 
 from .failures import describe
@@ -49,7 +50,12 @@ class Health:
             if is_async(self._call):
                 return _judge(await asyncio.wait_for(self._call(), LIMIT))
             future = events.create_future()
-            if not self._start(lambda answer: events.call_soon_threadsafe(_resolve, future, answer)):
+
+            def tell(answer: Answer) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    events.call_soon_threadsafe(_resolve, future, answer)
+
+            if not self._start(tell):
                 return LATE
             return await asyncio.wait_for(future, LIMIT)  # type: ignore[no-any-return]
         except asyncio.TimeoutError:
@@ -66,9 +72,10 @@ class Health:
 
         def ask() -> None:
             try:
-                tell(_judge(call()))
+                answer = _judge(call())
             except Exception as error:  # of the model's own code
-                tell((False, describe(error)))
+                answer = False, describe(error)
+            tell(answer)
 
         self._thread = import_standard("threading").Thread(target=ask, name="cog-healthcheck", daemon=True)
         self._thread.start()

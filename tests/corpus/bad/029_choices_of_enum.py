@@ -1,0 +1,19 @@
+# choices of an Enum that does not extend str.
+# refused: enum Colors is used as str but does not extend it
+
+import enum
+
+from cog import BasePredictor, Input
+
+
+class Colors(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Predictor(BasePredictor):
+    def predict(
+        self,
+        s: str = Input(choices=[Colors.RED, Colors.BLUE]),  # <- here
+    ) -> str:
+        return ""

@@ -1,0 +1,20 @@
+# A list of an Enum that does not extend str.
+# refused: enum Colors is used as str but does not extend it
+
+import enum
+from typing import List
+
+from cog import BasePredictor
+
+
+class Colors(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Predictor(BasePredictor):
+    def predict(
+        self,
+        cs: List[Colors],  # <- here
+    ) -> str:
+        return ""

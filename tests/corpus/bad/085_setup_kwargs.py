@@ -1,0 +1,12 @@
+# setup(**kwargs).
+# refused: setup() must not have **kwargs
+
+from cog import BasePredictor
+
+
+class Predictor(BasePredictor):
+    def setup(self, **options):  # <- here
+        pass
+
+    def predict(self) -> str:
+        return ""

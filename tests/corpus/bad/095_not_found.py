@@ -1,0 +1,6 @@
+# No such predictor.
+# refused: predictor not found: predict.Predictor
+
+
+class Other:
+    pass

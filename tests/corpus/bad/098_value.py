@@ -1,0 +1,4 @@
+# A predictor that is a value.
+# refused: invalid predictor predict.Predictor
+
+Predictor = 3

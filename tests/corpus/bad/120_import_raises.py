@@ -1,0 +1,5 @@
+# A module that raises.
+# raised: broken
+# log: ValueError: broken
+
+raise ValueError("broken")

@@ -1,0 +1,7 @@
+# A function.
+# predictor: answer
+# {"s": "a"} -> "a?"
+
+
+def answer(s: str) -> str:
+    return s + "?"

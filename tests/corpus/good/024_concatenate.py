@@ -1,0 +1,10 @@
+# ConcatenateIterator.
+# {} -> yields ["a", "b"]
+
+from cog import BasePredictor, ConcatenateIterator
+
+
+class Predictor(BasePredictor):
+    def predict(self) -> ConcatenateIterator[str]:
+        yield "a"
+        yield "b"

@@ -1,0 +1,11 @@
+# A tuple as output.
+# {} -> [1, [2, "a"]]
+
+from typing import Any
+
+from cog import BasePredictor
+
+
+class Predictor(BasePredictor):
+    def predict(self, x: int = 0) -> Any:
+        return (1, (2, "a"))
