@@ -34,7 +34,7 @@ check: $(VENV)/.installed ## Check format, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@MYPYPATH=cog_celery/runtime $(BIN)/mypy --python-version 3.10 cog_celery/runtime workers
+	@MYPYPATH=cog_celery/runtime $(BIN)/mypy --python-version 3.10 cog_celery/runtime workers tests/models/typed/predict.py
 
 .PHONY: format
 format: $(VENV)/.installed ## Format, and fix what lint can fix

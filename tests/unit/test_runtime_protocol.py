@@ -380,3 +380,76 @@ def test_the_model_finds_itself_where_it_expects(runner: BareRunner) -> None:
 def test_print_never_fails_and_all_is_written_before_done(runner: BareRunner) -> None:
     assert runner.done({"mode": "odd_prints"})["status"] == "succeeded"
     assert sorted(runner.logs().split("\n")) == sorted(["\\udcff café \\ud800", "no newlinepartial error"])
+
+
+def test_a_worker_of_another_version_is_told_so(tmp_path: Path) -> None:
+    with BareRunner(write_model(tmp_path, PREDICTOR)) as runner:
+        runner.receive()
+        runner.send({"type": "load", "protocol": 1, "model_dir": str(tmp_path), "predict": None})
+        assert runner.process.wait(10) == 1
+        assert runner.logs() == (
+            "The worker sent 'load' of protocol 1; this runner expects 'load' of protocol 2: "
+            "install one release of both.\n"
+        )
+
+
+def test_a_message_that_nobody_knows_is_an_error(tmp_path: Path) -> None:
+    with BareRunner(write_model(tmp_path, PREDICTOR)) as runner:
+        runner.load()
+        runner.logs()
+        runner.send({"type": "dance"})
+        assert runner.process.wait(10) == 1
+        assert runner.logs() == "The worker sent 'dance', which is no message of protocol 2.\n"
+
+
+def test_a_predictor_can_be_described_without_its_setup(tmp_path: Path) -> None:
+    source = """
+        from cog import BasePredictor, Path
+
+        class Predictor(BasePredictor):
+            test_inputs = {"image": Path(__file__)}
+
+            def setup(self):
+                raise ValueError("no weights here")
+
+            def predict(self, image: Path) -> str:
+                return ""
+    """
+    with BareRunner(write_model(tmp_path, source)) as runner:
+        assert runner.load(setup=False)["type"] == "ready"
+        runner.send({"type": "schema"})
+        schema = runner.receive()
+        assert list(schema) == ["type", "document"]
+        assert schema["document"]["openapi"] == "3.0.2"
+        assert set(schema["document"]["paths"]) == {
+            "/",
+            "/health-check",
+            "/predictions",
+            "/predictions/{prediction_id}",
+            "/predictions/{prediction_id}/cancel",
+            "/shutdown",
+        }
+        runner.send({"type": "test_inputs"})
+        assert runner.receive_line() == (
+            b'{"type":"test_inputs","input":{"image":null},"files":[{"at":["image"],"path":"%b"}],"error":null}'
+            % str(tmp_path / "predict.py").encode()
+        )
+
+
+@pytest.mark.parametrize(
+    ("made", "error"), [("3", "test_inputs is int, not a dict"), ("lambda self: 1 / 0", "division by zero")]
+)
+def test_test_inputs_that_cannot_be_made_say_why(tmp_path: Path, made: str, error: str) -> None:
+    source = f"""
+        from cog import BasePredictor
+
+        class Predictor(BasePredictor):
+            test_inputs = {made}
+
+            def predict(self) -> str:
+                return ""
+    """
+    with BareRunner(write_model(tmp_path, source)) as runner:
+        runner.load()
+        runner.send({"type": "test_inputs"})
+        assert runner.receive() == {"type": "test_inputs", "input": None, "files": [], "error": error}

@@ -7,7 +7,7 @@ step; outside a prediction it hits nobody.
 
 from __future__ import annotations
 
-import signal
+from signal import SIG_BLOCK, SIG_UNBLOCK, SIGUSR1, getsignal, pthread_sigmask, signal
 from typing import Any, Callable, Optional
 
 from ..exceptions import CancelationException
@@ -32,11 +32,13 @@ class Cancelation:
 
     def install(self) -> None:
         """Handle the signal from now on, also when the worker's thread had it blocked."""
-        signal.signal(signal.SIGUSR1, self._strike)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        signal(SIGUSR1, self._strike)
+        pthread_sigmask(SIG_UNBLOCK, {SIGUSR1})
 
     def begin(self) -> None:
-        """A prediction starts: from here on a signal is for it."""
+        """A prediction starts: from here on a signal is for it, also when the last one has taken it."""
+        if getsignal(SIGUSR1) != self._strike or SIGUSR1 in pthread_sigmask(SIG_BLOCK, ()):
+            self.install()
         self.requested = self.pending = False
         self._running = True
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
+from os import read, write  # as they are now, whatever the model does to them
 from typing import Callable, Optional
 
 READ_SIZE = 1 << 16
@@ -58,7 +59,7 @@ class Channel:
 
     def _read(self) -> bool:
         """Read what is there, or wait for it; False at the end."""
-        data = os.read(self.read_fd, READ_SIZE)
+        data = read(self.read_fd, READ_SIZE)
         if not data:
             return False
         *ended, rest = data.split(b"\n")
@@ -73,10 +74,10 @@ class Channel:
 
     def _send(self, line: bytes) -> None:
         try:
-            sent = os.write(self._write_fd, line)
+            sent = write(self._write_fd, line)
             while sent < len(line):
                 line = line[sent:]
-                sent = os.write(self._write_fd, line)
+                sent = write(self._write_fd, line)
         except OSError:
             os._exit(1)
 

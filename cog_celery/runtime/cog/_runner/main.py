@@ -5,11 +5,11 @@ It must not know Redis or files.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 import time
+from json import loads  # as it is now, whatever the model does to it
 from typing import Any, NoReturn, Optional
 
 from . import events, process
@@ -125,6 +125,7 @@ def _set_up(channel: Channel, message: dict[str, Any], loop: Loop) -> tuple[Pred
         show(error)
         _fail(channel, "raised", describe(error))
     process.flush_streams()
+    process.give_back_memory()
     limit = min(wanted, predictor.concurrency)
     has_healthcheck = predictor.healthcheck is not None
     channel.send(events.ready(time.perf_counter() - started, predictor.signature.inputs, limit, has_healthcheck))
@@ -151,7 +152,7 @@ def _next(channel: Channel) -> Optional[dict[str, Any]]:
 def _parse(line: bytes, channel: Channel) -> Optional[dict[str, Any]]:
     """A message; None for an input that Python cannot read, which is refused here. Raises ProtocolError."""
     try:
-        message = json.loads(line)
+        message = loads(line)
         if isinstance(message, dict) and isinstance(message.get("type"), str):
             return message
     except (ValueError, RecursionError) as error:

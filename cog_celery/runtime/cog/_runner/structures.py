@@ -230,13 +230,7 @@ class Structures:
         def convert(value: Any) -> Any:
             given = value
             if places and isinstance(value, dict):
-                given = dict(value)
-                for name, put in places.items():
-                    if given.get(name) is not None:
-                        try:
-                            given[name] = put(given[name])
-                        except Unfit as unfit:
-                            raise unfit.within(name) from None
+                given = {name: _put(name, item, places.get(name)) for name, item in value.items()}
             return self._built(build, given)
 
         return convert
@@ -283,9 +277,18 @@ class Structures:
         def convert(value: Any) -> Any:
             if not isinstance(value, dict):
                 return value  # pydantic says so
-            return {name: places[name](item) if name in places else item for name, item in value.items()}
+            return {name: _put(name, item, places.get(name)) for name, item in value.items()}
 
         return convert
+
+
+def _put(name: str, value: Any, place: Optional[Converter]) -> Any:
+    if place is None or value is None:
+        return value
+    try:
+        return place(value)
+    except Unfit as unfit:
+        raise unfit.within(name) from None
 
 
 # -- what a type is

@@ -175,7 +175,7 @@ def _field_error(field: Input, unfit: Unfit, value: Any) -> dict[str, Any]:
     if field.secret:
         shown = MASK
     elif field.kind in ("file", "url") or field.structures is not None:
-        shown = _shown_urls(value, unfit.limit)
+        shown = _shown_urls(value)
     else:
         shown = _shown(value)
     kind, limit = unfit.kind, unfit.limit
@@ -185,10 +185,11 @@ def _field_error(field: Input, unfit: Unfit, value: Any) -> dict[str, Any]:
     return {"field": field.name, "kind": kind, "limit": limit, "value": shown}
 
 
-def _shown_urls(value: Any, scheme: Any) -> str:
+def _shown_urls(value: Any) -> str:
     """A URL may carry credentials: no more of it than its scheme, or what is no URL at all."""
     if isinstance(value, str):
-        return repr(f"{scheme}:…" if scheme else value.partition("?")[0])
+        scheme, colon, _ = value.partition(":")
+        return _shown(f"{scheme.lower()}:…" if colon else value.partition("?")[0])
     return "[…]" if isinstance(value, (list, dict)) else _shown(value)
 
 
