@@ -21,11 +21,11 @@ from rich.console import Console
 from cog_celery.embedded import EmbeddedServer
 from cog_celery.errors import CogCeleryError
 
-from . import BenchError, peers
+from . import BenchError, peers, runtime
 from .contestants import Contestant, Job, own, peer
 from .fleet import Fleet
 from .phases import PHASES, Effort, Figures, Phase
-from .report import Results, as_json, show, verdicts
+from .report import OURS, Results, as_json, limits, show, verdicts
 from .wire import Wire
 
 FULL = Effort(latency_samples=500, throughput_seconds=1.5, repeats=2)
@@ -84,7 +84,8 @@ def main(quick: bool, rounds: int | None, output: str, check: bool, pythons: Seq
         click.echo(json.dumps(as_json(results), indent=2))
     else:
         show(results, Console(width=None if sys.stdout.isatty() else _WIDTH))
-    if results.failures or (check and not all(met for _, _, met in verdicts(results))):
+    met = [met for _, _, met in verdicts(results)] + [met for _, _, met in limits(results)]
+    if results.failures or (check and not all(met)):
         sys.exit(1)
 
 
@@ -135,7 +136,15 @@ def _run(field: Sequence[Contestant], wire: Wire, effort: Effort, results: Resul
                     say(results.failures[-1])
                 else:
                     results.add(contestant.name, number, figures)
-                    say(f"{where}: {', '.join(f'{name} {value:.4g}' for name, value in figures.items())}")
+                    say(f"{where}: {_listed(figures)}")
+
+        figures = runtime.measure()
+        results.add(OURS, number, figures)
+        say(f"round {number + 1} of {results.rounds} · runtime · {_listed(figures)}")
+
+
+def _listed(figures: Figures) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
 def _measure(contestant: Contestant, phase: Phase, wire: Wire, queue: str, effort: Effort) -> Figures:

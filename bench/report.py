@@ -58,6 +58,10 @@ MEASURES = (
     Measure("yields_4000_bytes", "  sent to Redis", "MB", 2),
     Measure("memory_1", "memory, 1 slot", "MiB", 0),
     Measure("memory_4", "memory per slot, 4 slots", "MiB", 0),
+    Measure("runtime_import", "runner: import of the runtime", "ms", 1),
+    Measure("runtime_memory", "runner: memory over a bare Python", "MB", 2),
+    Measure("runtime_validate", "runner: validation of ten inputs", "µs", 1),
+    Measure("runtime_trip", "runner: a prediction there and back", "µs", 0),
 )
 
 
@@ -87,6 +91,22 @@ TARGETS = (
 )
 
 
+@dataclass(frozen=True)
+class Limit:
+    """A bound on a value of ours, at most `limit` in the measure's unit."""
+
+    measure: str
+    limit: float
+
+
+LIMITS = (
+    Limit("runtime_import", 60),
+    Limit("runtime_memory", 4),
+    Limit("runtime_validate", 50),
+    Limit("runtime_trip", 150),
+)
+
+
 def ratio(results: Results, measure: str, ours: str, peer: str) -> float | None:
     """The median of the rounds' ratios: what both had in one round is compared, since absolute figures wander."""
     theirs = results.of(peer, measure)
@@ -98,6 +118,16 @@ def verdicts(results: Results) -> list[tuple[Target, float | None, bool | None]]
     """Each target with its ratio and whether it is met; None where a contestant is absent."""
     found = [(target, ratio(results, target.measure, target.ours, target.peer)) for target in TARGETS]
     return [(target, value, None if value is None else target.met_by(value)) for target, value in found]
+
+
+def limits(results: Results) -> list[tuple[Limit, float | None, bool | None]]:
+    """Each limit with the median of the rounds and whether it is met; None where it was not measured."""
+    found = []
+    for limit in LIMITS:
+        values = results.of(OURS, limit.measure)
+        value = statistics.median(values.values()) if values else None
+        found.append((limit, value, None if value is None else value <= limit.limit))
+    return found
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -125,6 +155,10 @@ def as_json(results: Results) -> dict[str, Any]:
             }
             for target, value, met in verdicts(results)
         ],
+        "limits": [
+            {"measure": limit.measure, "at_most": limit.limit, "value": value, "met": met}
+            for limit, value, met in limits(results)
+        ],
     }
 
 
@@ -150,13 +184,22 @@ def show(results: Results, console: Console) -> None:
     titles = {measure.name: measure.title for measure in MEASURES}
     titles["yields_4000_bytes"] = "4,000 yields with logs, bytes"
     targets = Table(title="Targets")
-    for heading in ("", "ratio", "target", ""):
+    for heading in ("", "value", "target", ""):
         targets.add_column(heading, justify="right" if heading else "left")
     for target, value, met in verdicts(results):
         targets.add_row(
             f"{target.ours} ÷ {target.peer}: {titles[target.measure]}",
             "" if value is None else f"{value:.3g}",
             f"{'≥' if target.more else '≤'} {target.limit:g}",
+            "not measured" if met is None else "[green]met[/]" if met else "[red]missed[/]",
+        )
+    units = {measure.name: measure for measure in MEASURES}
+    for limit, value, met in limits(results):
+        measure = units[limit.measure]
+        targets.add_row(
+            measure.title,
+            "" if value is None else f"{value:,.{measure.digits}f} {measure.unit}",
+            f"≤ {limit.limit:g} {measure.unit}",
             "not measured" if met is None else "[green]met[/]" if met else "[red]missed[/]",
         )
     console.print(targets)

@@ -1,6 +1,6 @@
-"""Whatever JSON comes: an input is accepted as its annotation says, or refused with a sentence; nothing else happens."""
+"""Whatever JSON comes: an input is accepted as its annotation says, or refused with a sentence."""
 
-# ruff: noqa: UP006, UP007, UP035, UP045 -- types as predictors write them
+# ruff: noqa: UP006, UP035, UP045 -- types as predictors write them
 
 from __future__ import annotations
 
