@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import threading
@@ -328,17 +329,20 @@ def test_files_come_and_go_in_each_slot(runner: BareRunner, tmp_path: Path) -> N
     assert [path.exists() for path in paths] == [False, True], "only the slot's own next prediction removes them"
 
 
-@pytest.mark.parametrize("version", sorted({*list(PYTHONS)[:1], *list(PYTHONS)[-1:]}))
-def test_a_blocked_loop_is_told_with_its_prediction_and_place(version: str, model: Path) -> None:
-    with started(model, PYTHONS[version]) as runner:
-        id = begin(runner, 1, "block", count=17)
-        accepted, blocked, done = runner.until_over()
-    assert (accepted["type"], done["status"]) == ("accepted", "succeeded")
-    assert blocked["id"] == id
-    assert 1.0 <= blocked["seconds"] < 3.0
-    assert re.fullmatch(r"predict\.py:\d+", blocked["at"])
-    line = (model / "predict.py").read_text().splitlines()[int(blocked["at"].partition(":")[2]) - 1]
-    assert line.strip() == "time.sleep(count / 10)"
+def test_a_blocked_loop_is_told_with_its_prediction_and_place(model: Path) -> None:
+    """Under the oldest and the newest interpreter, at the same time."""
+    with contextlib.ExitStack() as stack:
+        ends = list(PYTHONS.values())[:: len(PYTHONS) - 1 or 1]
+        runners = [stack.enter_context(started(model, python)) for python in ends]
+        ids = [begin(runner, 1, "block", count=17) for runner in runners]
+        for id, runner in zip(ids, runners, strict=True):
+            accepted, blocked, done = runner.until_over()
+            assert (accepted["type"], done["status"]) == ("accepted", "succeeded")
+            assert blocked["id"] == id
+            assert 1.0 <= blocked["seconds"] < 3.0
+            assert re.fullmatch(r"predict\.py:\d+", blocked["at"])
+            line = (model / "predict.py").read_text().splitlines()[int(blocked["at"].partition(":")[2]) - 1]
+            assert line.strip() == "time.sleep(count / 10)"
 
 
 def test_a_refused_input_leaves_its_slot_free(runner: BareRunner) -> None:

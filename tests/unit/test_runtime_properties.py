@@ -114,7 +114,7 @@ def validator(annotation: Any, info: Any) -> Validator:
 VALIDATORS = {name: validator(annotation, info) for name, (annotation, info, _) in CASES.items()}
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(st.sampled_from(list(CASES)), anything)
 def test_any_json_is_accepted_as_the_annotation_says_or_refused_with_a_sentence(name: str, value: Any) -> None:
     accepted, errors = VALIDATORS[name].validate({"x": value})

@@ -86,6 +86,10 @@ class URLPath(Path):
         if sys.version_info >= (3, 12):
             super().__init__(self.filename)
 
+    def with_segments(self, *segments: Any) -> Path:
+        """What is derived from it, its parent say, has no URL."""
+        return Path(*segments)
+
     def convert(self) -> Path:
         """The local file; fetches it the first time."""
         if self._path is None:

@@ -78,11 +78,8 @@ class Function:
         if not isinstance(self.function, types.FunctionType):
             raise Refused(f"{name} is not a function", f"write def {name}(self, …) in the class", *place(function))
         self.file, self.line = place(self.function)
+        self.is_async = is_async(function) or is_async(self.function)
         self.parameters, self._variadic, self._returned = _read(self.function)
-
-    @property
-    def is_async(self) -> bool:
-        return is_async(self.function)
 
     def refused(self, text: str, hint: str, parameter: Optional[str] = None) -> Refused:
         """A refusal that names this function's place, or its parameter's."""

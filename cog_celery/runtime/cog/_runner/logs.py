@@ -61,14 +61,14 @@ class _Stream(io.TextIOBase):
     """In the place of sys.stdout or sys.stderr."""
 
     def __init__(self, real: Any, number: int) -> None:
-        self._real = real
+        self.real = real
         self._number = number
         self.routes = True
 
     def write(self, text: str) -> int:
         log = _current.get() if self.routes else None
         if log is None or log.closed:
-            return int(self._real.write(text))
+            return int(self.real.write(text))
         log.write(text, self._number)
         return len(text)
 
@@ -76,35 +76,38 @@ class _Stream(io.TextIOBase):
         log = _current.get() if self.routes else None
         if log is not None and not log.closed:
             log.flush()
-        self._real.flush()
+        self.real.flush()
 
     def writable(self) -> bool:
         return True
 
     def fileno(self) -> int:
-        return int(self._real.fileno())
+        return int(self.real.fileno())
 
     def isatty(self) -> bool:
         return False
 
     @property
     def buffer(self) -> Any:
-        return self._real.buffer
+        return self.real.buffer
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return str(self._real.encoding)
+        return str(self.real.encoding)
 
     @property
     def errors(self) -> Optional[str]:  # type: ignore[override]
-        return str(self._real.errors)
+        return str(self.real.errors)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
+        return getattr(self.real, name)
 
 
-def tell_apart() -> None:
-    """Put streams in the place of sys.stdout and sys.stderr that know the prediction, but for child processes."""
+def tell_apart() -> Callable[[], None]:
+    """Put streams in the place of sys.stdout and sys.stderr that know the prediction, but for child processes.
+
+    Returns what undoes it.
+    """
     streams = [_Stream(sys.stdout, 1), _Stream(sys.stderr, 2)]
     sys.stdout, sys.stderr = streams
 
@@ -112,4 +115,11 @@ def tell_apart() -> None:
         for stream in streams:
             stream.routes = False
 
+    def undo() -> None:
+        if sys.stdout is streams[0]:
+            sys.stdout = streams[0].real
+        if sys.stderr is streams[1]:
+            sys.stderr = streams[1].real
+
     os.register_at_fork(after_in_child=stop)
+    return undo

@@ -100,10 +100,11 @@ def _set_up(channel: Channel, message: dict[str, Any], loop: Loop) -> tuple[Pred
     """Load the predictor and run its setup(); ends the process when that fails. With how many it may run at once."""
     started = time.perf_counter()
     wanted = message.get("concurrency", 1)
+    undo = None
     if wanted > 1:
         from .logs import tell_apart  # before the model sees sys.stdout
 
-        tell_apart()
+        undo = tell_apart()
 
     def before_making(signature: Signature) -> None:
         if signature.is_async:
@@ -127,6 +128,8 @@ def _set_up(channel: Channel, message: dict[str, Any], loop: Loop) -> tuple[Pred
     process.flush_streams()
     process.give_back_memory()
     limit = min(wanted, predictor.concurrency)
+    if undo is not None and limit == 1:
+        undo()
     has_healthcheck = predictor.healthcheck is not None
     channel.send(events.ready(time.perf_counter() - started, predictor.signature.inputs, limit, has_healthcheck))
     return predictor, limit

@@ -23,7 +23,8 @@ class Queries:
         self._loop = loop
         self._channel = channel
         self._health: Any = None
-        self._asking: Any = None
+        self._asking: set[Any] = set()
+        """Tasks, kept here: the event loop does not."""
 
     def answer(self, message: dict[str, Any]) -> bool:
         """Answer between two predictions; False for a message that is none of these."""
@@ -35,8 +36,9 @@ class Queries:
     def answer_in_loop(self, message: dict[str, Any]) -> bool:
         """As answer(), while predictions may run. An answer about health comes later."""
         if message["type"] == "healthcheck":
-            # Kept, or it could be collected before it is done.
-            self._asking = self._loop.events.create_task(self._tell_health())
+            task = self._loop.events.create_task(self._tell_health())
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
             return True
         return self._answer_other(message)
 
