@@ -40,6 +40,7 @@ CONTRACT = {
     "predict": ["-i", "--json", "--python"],
     "cancel": ["--queue", "--redis-url"],
     "check": ["--redis-url", "--broker-url", "--output"],
+    "dead": ["list", "show", "retry", "drop"],
 }
 
 
