@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from cog_celery import failpoints
 from cog_celery.celery import app
 from cog_celery.dispatching import Dispatcher
 from cog_celery.errors import CogCeleryError, GroupMissing, ServerError, ServerLost, UsageError
+from cog_celery.heartbeat import EVERY, Heartbeat, State
 from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, Outage
 from cog_celery.prediction import Prediction
 from cog_celery.refusing import refuse
@@ -46,6 +48,8 @@ CONSUMERS_PAUSE = 60.0
 """Seconds between looks for consumers of dead processes."""
 LONGEST_UNCLAIMED = 60.0
 """Seconds that a ticket may lie unclaimed before its entry goes to another slot: a lease at first, then twice that."""
+LONGEST_REPLIES = 60.0
+"""Seconds after which a loop is stuck that waits for a few replies of servers, each of which has a limit."""
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ def run(settings: Settings) -> int:
     """Run a bridge until it is told to stop; its exit code. Raises UsageError."""
     if not settings.queues:
         raise UsageError("which queue? Give --queue NAME, or set COG_CELERY_QUEUE")
+    settings.install(os.environ)  # the app reads them there
     bridge = Bridge(settings)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -73,7 +78,6 @@ class Bridge:
         self._stopping = threading.Event()
         self._failed = threading.Event()
         self._outage = Outage("Redis")
-        app.conf.broker_url = settings.broker_url
         self._dispatcher = Dispatcher(app, Outage("the broker"))
         self._streams = [
             StreamBridge(Queue(name), self._name, settings, self._dispatcher, self._outage, self._stopping)
@@ -88,7 +92,12 @@ class Bridge:
         for thread in threads:
             thread.start()
         log.info("bridge %s serves %s", self._name, ", ".join(self._settings.queues))
-        self._stopping.wait()
+        heartbeat = Heartbeat(
+            self._settings.heartbeat_file, "bridge", self._settings.queues, self._settings.name, self._name
+        )
+        while not self._stopping.wait(EVERY):
+            self._show(heartbeat)
+        heartbeat.touch("draining")
         # A thread may be about to block: wake them until they have all seen it.
         with contextlib.closing(Link(self._settings.redis_url, f"cog-celery-bridge-stop:{self._name}")) as link:
             while any(thread.is_alive() for thread in threads):
@@ -98,10 +107,17 @@ class Bridge:
                 for thread in threads:
                     thread.join(0.05 / len(threads))
         self._dispatcher.close()
+        heartbeat.remove()
         return 1 if self._failed.is_set() else 0
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def _show(self, heartbeat: Heartbeat) -> None:
+        """That all streams move; a bridge is as ready as the least ready of them."""
+        if all(time.monotonic() - stream.moved_at < stream.longest_step for stream in self._streams):
+            states = {stream.state for stream in self._streams}
+            heartbeat.touch("waiting" if "waiting" in states else "starting" if "starting" in states else "ready")
 
     def _guarded(self, stream: StreamBridge) -> None:
         try:
@@ -153,6 +169,9 @@ class StreamBridge:
         self._nobody_since: float | None = None
         self._nobody = False
         self._agreed: QueueSettings | None = None
+        self.moved_at = time.monotonic()
+        """When the loop last came around."""
+        self.state: State = "starting"
         self._sweep_at = 0.0
         self._reclaim_at = 0.0
         self._consumers_at = time.monotonic() + CONSUMERS_PAUSE
@@ -162,10 +181,12 @@ class StreamBridge:
         pause = FIRST_PAUSE
         said = False
         while not self._stopping.is_set():
+            self.moved_at = time.monotonic()
             try:
                 if self._agreed is None:
                     self._begin()
                 self._step()
+                self.state = "ready"
                 pause, said = FIRST_PAUSE, False
             except GroupMissing:
                 self._agreed = None  # whoever emptied the server may have taken the settings too
@@ -178,6 +199,7 @@ class StreamBridge:
                     said = True
                 self._stopping.wait(GROUP_PAUSE)
             except ServerLost:
+                self.state = "waiting"
                 self._be_patient()
                 self._stopping.wait(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
@@ -191,6 +213,11 @@ class StreamBridge:
                 self._stopping.wait(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
         self._drain()
+
+    @property
+    def longest_step(self) -> float:
+        """Seconds: it blocks until its next sweep, and waits for some replies."""
+        return (self._agreed.lease if self._agreed else 0.0) / 3 + LONGEST_REPLIES
 
     def wake(self, link: Link) -> None:
         """End a blocking read, from another thread, on its link."""

@@ -6,6 +6,7 @@ here; the broker is read from COG_CELERY_* variables when it is first needed.
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,6 +18,11 @@ from cog_celery.requests import OUR_PREFIX
 from cog_celery.settings import Settings
 
 TURN = "cog_celery.turn"
+
+# Celery would have them win over the broker that this process was told of, and half a fleet would look elsewhere.
+for _name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"):
+    if os.environ.pop(_name, None) is not None:
+        logging.getLogger(__name__).warning("%s is not heeded: the broker is COG_CELERY_BROKER_URL", _name)
 SOCKET_TIMEOUT = 5.0
 """Seconds for a reply of the broker. Nothing of ours waits longer: the BRPOP of a Redis consumer is for one second."""
 

@@ -72,7 +72,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def connection_for_read(self, heartbeat: Any = None) -> Any:
         connection = super().connection_for_read(heartbeat)
         if isinstance(connection.transport, virtual.Transport):
-            _guard(connection.transport, self.node.refuse)
+            _guard(connection.transport, self.node.refused.add)
         return connection
 
     def ensure_connected(self, conn: Any) -> Any:
@@ -183,7 +183,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self._refuse(message, str(exc) if isinstance(exc, Refused) else "it cannot be decoded")
 
     def _refuse(self, message: Any, reason: str) -> None:
-        self.node.refuse(reason)
+        self.node.refused.add(reason)
         message.ack_log_error(log, self.connection_errors)
 
 
@@ -229,7 +229,7 @@ class Mailbox(pidbox.Pidbox):  # type: ignore[misc]
 
     def on_message(self, body: Any, message: Any) -> None:
         if not self._well_formed(body):
-            self.c.node.refuse("it is no remote command")
+            self.c.node.refused.add("it is no remote command")
             return
         known = ("method", "arguments", "destination", "pattern", "matcher", "reply_to", "ticket")
         message.headers = {}  # a clock from outside could be any number

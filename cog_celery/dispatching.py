@@ -18,6 +18,9 @@ from cog_celery.errors import ServerLost
 from cog_celery.link import Outage
 from cog_celery.stream import Ticket, slot_life
 
+FAREWELL = 2.0
+"""Seconds for a broker to take notice that we leave."""
+
 
 class Dispatcher:
     """Publishes tickets: one connection to the broker and one producer, under a lock, since a producer is not
@@ -51,6 +54,12 @@ class Dispatcher:
             delete_queue(self._connection, life)
 
     def close(self) -> None:
+        """Let go of the connection; one that takes long to say good-bye is left to the end of the process."""
+        leave = threading.Thread(target=self._release, name="leave", daemon=True)
+        leave.start()
+        leave.join(FAREWELL)
+
+    def _release(self) -> None:
         with contextlib.suppress(Exception):  # whatever a transport raises: we are done with it
             self._connection.release()
 
@@ -62,8 +71,7 @@ class Dispatcher:
         except (OperationalError, OSError, *errors) as error:
             lost = ServerLost(f"the broker did not answer: {error}")
             self._outage.begin(lost)
-            with contextlib.suppress(Exception):
-                self._connection.release()
+            self.close()
             self._connection = self._app.connection_for_write()
             self._producer = self._connection.Producer(auto_declare=False)
             raise lost from error

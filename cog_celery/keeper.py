@@ -104,6 +104,7 @@ class Keeper:
             self._turns = turns
             self._lost.clear()
         for slot in self._slots:
+            slot.mend()
             lost = self._lost.get(slot.consumer, 0)
             patience = self._lease * min(2 ** max(0, lost - 1), LONGEST_PATIENCE)
             if slot.renew_credit(self._link, patience, at_once=at_once):

@@ -157,10 +157,6 @@ class Node:
         self._broker_lost_at = None
         self._broker_outage.end()
 
-    def refuse(self, reason: str) -> None:
-        """Count what came from the broker and was not let in; from the thread of Celery's event loop."""
-        self.refused.add(reason)
-
     def cancel(self, id: str) -> bool:
         """Cancel a prediction by its id; False when it does not run here: then its id is remembered until it comes."""
         if any(slot.cancel(id) for slot in self.slots):

@@ -36,6 +36,11 @@ class Probe:
         self._arrived = threading.Event()
         self._busy = threading.Lock()
 
+    @property
+    def on_its_way(self) -> bool:
+        """Whether it is being found out."""
+        return self._busy.locked()
+
     def send(self) -> None:
         """Find out, in a thread of its own, unless that is being done already."""
         if self._busy.acquire(blocking=False):
@@ -49,7 +54,9 @@ class Probe:
         return True
 
     def passed(self) -> None:
-        """Something has come."""
+        """A ticket has come: no probe says more."""
+        if self.on_its_way:
+            self._arrived.set()
         if not self.consuming:
             self.consuming = True
             log.warning("tickets come again: this worker consumes")

@@ -46,13 +46,9 @@ class Controlled(Protocol):
         """Drain."""
         ...
 
-    def refuse(self, reason: str) -> None:
-        """Count what was refused."""
-        ...
-
     @property
     def refused(self) -> Refusals:
-        """What was."""
+        """What was not let in."""
         ...
 
 
@@ -67,7 +63,7 @@ class Commands(dict[str, Command]):
         self["stats"] = self._stats
 
     def __missing__(self, name: str) -> Command:
-        self._node.refuse("it is a remote command that is not heeded")
+        self._node.refused.add("it is a remote command that is not heeded")
         return lambda state, /, **arguments: {"error": "this worker does not heed this command"}
 
     def _stats(self, state: Any, /, **options: Any) -> Any:

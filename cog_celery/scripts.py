@@ -185,8 +185,9 @@ return {'done'}
 """)
 
 # KEYS stream, dead letters, [response]. ARGV entry, owner, attempt, terminal snapshot or '', ttl, reason, longest list
-# of dead letters, record of its id or '', runs that it had, who had it last. The entry leaves the stream for the dead letters, where it stays as it was,
-# with the reason beside it. -> 1 | 0: not the owner | an error's text: it was ended, but not all could be written
+# of dead letters, record of its id or '', runs that it had, who had it last. The entry leaves the stream for the dead
+# letters, where it stays as it was, with the reason beside it.
+#   -> 1 | 0: not the owner | an error's text: it was ended, but not all could be written
 BURY = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 local fault

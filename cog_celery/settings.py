@@ -716,7 +716,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "addresses",
         _choice(*ADDRESSES),
-        "Where files may come from and go to: private networks too, or public addresses alone; never this host itself, its "
+        "Where files may come from and go to: private networks too, or public addresses alone; never this host, its "
         "link or cloud metadata, unless allowed.",
         _MODEL,
     ),
@@ -750,7 +750,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "heartbeat_file",
         _PATH,
-        "The file that a bridge's and a worker's loop touch as they go, for `cog-celery health`.",
+        "The file that the loop of a bridge or worker touches, for `cog-celery health`; `run` appends .bridge and "
+        ".worker.",
         (*_FLEET, "health"),
         default="one in the temporary folder",
     ),

@@ -1,4 +1,4 @@
-"""A worker, Celery's side of it: the threads pool, the queue of this life, signals and remote control.
+"""A worker, Celery's side of it: the threads pool, the queue of this life, signals.
 
 It must not know what a slot is: that is the Node's, of which a worker's process has one.
 """

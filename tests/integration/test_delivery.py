@@ -1,4 +1,4 @@
-"""Who runs what, when it is not plain: equal ids, late requests, lost tickets, released ones, and nobody to take them."""
+"""Who runs what when it is not plain: equal ids, late requests, lost tickets, released ones, nobody to take them."""
 
 from __future__ import annotations
 

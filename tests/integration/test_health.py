@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 
+from cog_celery import probing
 from cog_celery.heartbeat import SILENCE, Heartbeat, look
+from cog_celery.probing import Probe
 from tests.conftest import FleetFactory, fleets_on
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
@@ -226,7 +230,57 @@ def test_a_worker_that_ended_well_leaves_no_heartbeat(fleet: FleetFactory, tmp_p
     assert not (tmp_path / "alive").exists()
 
 
+def test_of_run_the_bridge_and_the_worker_must_both_be_well(fleet: FleetFactory, tmp_path: Path) -> None:
+    both = fleet("modes", shape="run", heartbeat_file=str(tmp_path / "alive"))
+    wait_until(lambda: health(both, "--ready")[0] == 0, "both to be ready", interval=0.2)
+    about = json.loads(health(both, "--output", "json")[1])
+    assert {process["role"]: process["state"] for process in about["processes"]} == dict.fromkeys(
+        ("bridge", "worker"), "ready"
+    )
+    bridge = next(process["pid"] for process in about["processes"] if process["role"] == "bridge")
+    os.kill(bridge, signal.SIGSTOP)
+    try:
+        found = look(f"{tmp_path / 'alive'}.bridge", "bridge", [], None)[0]
+        wait_until(lambda: look(f"{tmp_path / 'alive'}.bridge", "bridge", [], None)[0].age > found.age + 1.5, "silence")
+    finally:
+        os.kill(bridge, signal.SIGCONT)
+
+
 # Tickets that never come
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
+    """A probe that nobody receives."""
+    monkeypatch.setattr(probing, "ARRIVAL", 0.2)
+    return Probe(Celery("probe", broker="memory://", set_as_current=False), "w~01234567", lambda: True)
+
+
+def test_a_probe_that_does_not_come_is_a_verdict_until_something_comes(probe: Probe) -> None:
+    probe.send()
+    wait_until(lambda: not probe.consuming, "the verdict")
+    probe.passed()
+    assert probe.consuming
+
+
+def test_a_ticket_that_comes_while_a_probe_is_on_its_way_outweighs_it(probe: Probe) -> None:
+    probe.send()
+    wait_until(lambda: probe.on_its_way, "the probe")
+    probe.passed()
+    wait_until(lambda: not probe.on_its_way, "its end")
+    assert probe.consuming
+
+
+def test_a_broker_that_is_out_of_reach_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "ARRIVAL", 0.2)
+    probe = Probe(Celery("probe", broker="redis://127.0.0.1:1/0", set_as_current=False), "w~01234567", lambda: True)
+    probe.send()
+    wait_until(lambda: not probe.on_its_way, "its end")
+    assert probe.consuming
+
+
+def test_a_probe_is_known_by_a_word_that_nobody_can_guess(probe: Probe) -> None:
+    assert not probe.is_it({}) and not probe.is_it({probing.HEADER: ""}) and not probe.is_it({probing.HEADER: None})
 
 
 @contextmanager

@@ -143,11 +143,7 @@ class Node:
     def __init__(self) -> None:
         self.canceled: list[str] = []
         self.stopping = False
-        self.refusals = Refusals()
-
-    @property
-    def refused(self) -> Refusals:
-        return self.refusals
+        self.refused = Refusals()
 
     def cancel(self, id: str) -> bool:
         self.canceled.append(id)
@@ -155,9 +151,6 @@ class Node:
 
     def stop_soon(self) -> None:
         self.stopping = True
-
-    def refuse(self, reason: str) -> None:
-        self.refusals.add(reason)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ class Fleet:
             model_env = [MARK, *self.env]
             env |= variables({**self.options, **options, "model_env": model_env})
             env["REDIS_URL"] = self.server.url
+            env["TMPDIR"] = str(self.folder)
         return {**env, **self.env, **(own or {}), MARK: self.mark}
 
     def start(self) -> Fleet:

@@ -468,10 +468,11 @@ class History:
     def _lose(self, since: float, until: float, what: str, undone: float) -> None:
         """Nobody's ownership is known any more; what was done in the last `undone` seconds may not have been."""
         self._losses.append((since - undone, until, what))
-        for place in self._entries.values():
+        # Lists: the test's own thread may look for a request meanwhile, which makes its place.
+        for place in list(self._entries.values()):
             if place.acked is None or place.acked >= since - undone:
                 place.owner = place.attempt = None
-        for response in self._responses.values():
+        for response in list(self._responses.values()):
             response.may_repeat = bool(response.ends) and response.ends[-1][0] >= since - undone
 
     def _violate(self, invariant: Invariant, what: str, of: str) -> None:

@@ -41,6 +41,7 @@ CONTRACT = {
     "cancel": ["--queue", "--redis-url"],
     "check": ["--redis-url", "--broker-url", "--output"],
     "dead": ["list", "show", "retry", "drop"],
+    "health": ["--queue", "--name", "--heartbeat-file", "--role", "--ready", "--output"],
 }
 
 

@@ -25,6 +25,8 @@ try:
 except ImportError:  # Cog's own queue worker runs this model too, beside ours
     from cog.server.exceptions import CancelationException
 
+CANCELATION = {signal.SIGUSR1}
+"""The signal that a prediction is canceled by."""
 MIB = 1 << 20
 HEADROOM = 256 * MIB
 """Bytes of address space that OOM may take before it ends as the kernel would end it."""
@@ -49,15 +51,25 @@ class Journal:
 
     @contextmanager
     def run(self, request: str) -> Iterator[None]:
-        self.write("start", request)
+        """Both lines are written, whenever a cancelation strikes: it waits, or has struck, while they are."""
         how = "returned"
+        signal.pthread_sigmask(signal.SIG_BLOCK, CANCELATION)
+        self.write("start", request)
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, CANCELATION)
             yield
         except BaseException as error:
             how = type(error).__name__
             raise
         finally:
-            self.write("end", request, how)
+            try:
+                signal.pthread_sigmask(signal.SIG_BLOCK, CANCELATION)
+            except BaseException as error:
+                how = type(error).__name__
+                raise
+            finally:
+                self.write("end", request, how)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, CANCELATION)
 
 
 class Predictor(BasePredictor):
