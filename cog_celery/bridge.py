@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 
-import msgspec
-from celery import Celery
-from kombu.exceptions import OperationalError
-
-from cog_celery.celery import app, delete_queue, turn, worker_queue
+from cog_celery import failpoints
+from cog_celery.celery import app
+from cog_celery.dispatching import Dispatcher
 from cog_celery.errors import CogCeleryError, GroupMissing, ServerError, ServerLost, UsageError
+from cog_celery.heartbeat import EVERY, Heartbeat, State
 from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, Outage
 from cog_celery.prediction import Prediction
 from cog_celery.refusing import refuse
-from cog_celery.requests import Refusal, parse
+from cog_celery.requests import PredictionRequest, Refusal, parse
 from cog_celery.settings import Settings
 from cog_celery.snapshots import dialect
 from cog_celery.stream import (
@@ -45,6 +46,10 @@ GROUP_PAUSE = 0.5
 """Seconds between looks for a group that does not exist: within a second of its creation it is picked up."""
 CONSUMERS_PAUSE = 60.0
 """Seconds between looks for consumers of dead processes."""
+LONGEST_UNCLAIMED = 60.0
+"""Seconds that a ticket may lie unclaimed before its entry goes to another slot: a lease at first, then twice that."""
+LONGEST_REPLIES = 60.0
+"""Seconds after which a loop is stuck that waits for a few replies of servers, each of which has a limit."""
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +58,7 @@ def run(settings: Settings) -> int:
     """Run a bridge until it is told to stop; its exit code. Raises UsageError."""
     if not settings.queues:
         raise UsageError("which queue? Give --queue NAME, or set COG_CELERY_QUEUE")
+    settings.install(os.environ)  # the app reads them there
     bridge = Bridge(settings)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -61,57 +67,6 @@ def run(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     return bridge.run()
-
-
-class Dispatcher:
-    """Publishes tickets: one connection to the broker and one producer, under a lock, since a producer is not
-    thread-safe.
-    """
-
-    def __init__(self, app: Celery, outage: Outage) -> None:
-        self._app = app
-        self._outage = outage
-        self._lock = threading.Lock()
-        self._connection = app.connection_for_write()
-        self._producer = self._connection.Producer(auto_declare=False)
-
-    def dispatch(self, ticket: Ticket) -> None:
-        """Send a ticket to its slot's worker. Raises ServerLost."""
-        queue = worker_queue(slot_life(ticket.slot))
-        with self._lock, self._reaching():
-            turn.apply_async(
-                msgspec.structs.astuple(ticket),
-                producer=self._producer,
-                queue=queue,
-                declare=[],
-                retry=False,
-                argsrepr=f"({ticket.stream}, {ticket.entry})",
-                kwargsrepr="{}",
-            )
-
-    def delete(self, life: str) -> None:
-        """Delete the Celery queue of a worker that is gone. Raises ServerLost."""
-        with self._lock, self._reaching():
-            delete_queue(self._connection, life)
-
-    def close(self) -> None:
-        with contextlib.suppress(Exception):  # whatever a transport raises: we are done with it
-            self._connection.release()
-
-    @contextlib.contextmanager
-    def _reaching(self) -> Iterator[None]:
-        errors = self._connection.connection_errors + self._connection.channel_errors
-        try:
-            yield
-        except (OperationalError, OSError, *errors) as error:
-            lost = ServerLost(f"the broker did not answer: {error}")
-            self._outage.begin(lost)
-            with contextlib.suppress(Exception):
-                self._connection.release()
-            self._connection = self._app.connection_for_write()
-            self._producer = self._connection.Producer(auto_declare=False)
-            raise lost from error
-        self._outage.end()
 
 
 class Bridge:
@@ -123,7 +78,6 @@ class Bridge:
         self._stopping = threading.Event()
         self._failed = threading.Event()
         self._outage = Outage("Redis")
-        app.conf.broker_url = settings.broker_url
         self._dispatcher = Dispatcher(app, Outage("the broker"))
         self._streams = [
             StreamBridge(Queue(name), self._name, settings, self._dispatcher, self._outage, self._stopping)
@@ -138,7 +92,12 @@ class Bridge:
         for thread in threads:
             thread.start()
         log.info("bridge %s serves %s", self._name, ", ".join(self._settings.queues))
-        self._stopping.wait()
+        heartbeat = Heartbeat(
+            self._settings.heartbeat_file, "bridge", self._settings.queues, self._settings.name, self._name
+        )
+        while not self._stopping.wait(EVERY):
+            self._show(heartbeat)
+        heartbeat.touch("draining")
         # A thread may be about to block: wake them until they have all seen it.
         with contextlib.closing(Link(self._settings.redis_url, f"cog-celery-bridge-stop:{self._name}")) as link:
             while any(thread.is_alive() for thread in threads):
@@ -148,10 +107,17 @@ class Bridge:
                 for thread in threads:
                     thread.join(0.05 / len(threads))
         self._dispatcher.close()
+        heartbeat.remove()
         return 1 if self._failed.is_set() else 0
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def _show(self, heartbeat: Heartbeat) -> None:
+        """That all streams move; a bridge is as ready as the least ready of them."""
+        if all(time.monotonic() - stream.moved_at < stream.longest_step for stream in self._streams):
+            states = {stream.state for stream in self._streams}
+            heartbeat.touch("waiting" if "waiting" in states else "starting" if "starting" in states else "ready")
 
     def _guarded(self, stream: StreamBridge) -> None:
         try:
@@ -165,9 +131,18 @@ class Bridge:
         self._stopping.set()
 
 
+@dataclass
+class Dispatched:
+    """A ticket on its way: when it was sent (monotonic), and whether it was sent twice since."""
+
+    ticket: Ticket
+    at: float
+    again: bool = False
+
+
 class StreamBridge:
-    """One stream. `waiting`: entries that this bridge owns and has no credit for; `dispatched`: those whose ticket is
-    on its way.
+    """One stream. `waiting`: entries that this bridge owns and has no credit for, and their attempts; `dispatched`:
+    those whose ticket is on its way; `unclaimed`: how many tickets for an entry came to nothing.
     """
 
     def __init__(
@@ -188,8 +163,15 @@ class StreamBridge:
         self._blocked = False
         self._complaint = ""
         self._waiting: dict[str, int] = {}
-        self._dispatched: dict[str, tuple[str, float]] = {}
+        self._dispatched: dict[str, Dispatched] = {}
+        self._unclaimed: dict[str, int] = {}
+        self._too_long = False
+        self._nobody_since: float | None = None
+        self._nobody = False
         self._agreed: QueueSettings | None = None
+        self.moved_at = time.monotonic()
+        """When the loop last came around."""
+        self.state: State = "starting"
         self._sweep_at = 0.0
         self._reclaim_at = 0.0
         self._consumers_at = time.monotonic() + CONSUMERS_PAUSE
@@ -199,10 +181,12 @@ class StreamBridge:
         pause = FIRST_PAUSE
         said = False
         while not self._stopping.is_set():
+            self.moved_at = time.monotonic()
             try:
                 if self._agreed is None:
                     self._begin()
                 self._step()
+                self.state = "ready"
                 pause, said = FIRST_PAUSE, False
             except GroupMissing:
                 self._agreed = None  # whoever emptied the server may have taken the settings too
@@ -215,6 +199,7 @@ class StreamBridge:
                     said = True
                 self._stopping.wait(GROUP_PAUSE)
             except ServerLost:
+                self.state = "waiting"
                 self._be_patient()
                 self._stopping.wait(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
@@ -229,6 +214,11 @@ class StreamBridge:
                 pause = min(pause * 2, LONGEST_PAUSE)
         self._drain()
 
+    @property
+    def longest_step(self) -> float:
+        """Seconds: it blocks until its next sweep, and waits for some replies."""
+        return (self._agreed.lease if self._agreed else 0.0) / 3 + LONGEST_REPLIES
+
     def wake(self, link: Link) -> None:
         """End a blocking read, from another thread, on its link."""
         if self._blocked and self._link.client_id:
@@ -241,7 +231,9 @@ class StreamBridge:
             self.queue.create_group(self._link)
         elif not self.queue.group_exists(self._link):
             raise GroupMissing(self.queue.name)
-        self._agreed = self.queue.agree(self._link, settings.dialect, settings.lease, settings.max_attempts)
+        self._agreed = self.queue.agree(
+            self._link, settings.dialect, settings.lease, settings.max_attempts, settings.idempotent_ids
+        )
         self._be_patient()
 
     def _create(self) -> bool:
@@ -268,6 +260,7 @@ class StreamBridge:
         left = max(0.01, self._sweep_at - time.monotonic())
         match answer:
             case ("ticket", credit, delivery):
+                failpoints.reach("bridge.taken")
                 self._waiting.pop(delivery.entry, None)
                 self._dispatch(credit, delivery)
             case ("gone",):
@@ -290,7 +283,7 @@ class StreamBridge:
 
     def _dispatch(self, credit: str, delivery: Delivery) -> None:
         try:
-            parse(delivery.value, self.queue.name, self._settings.max_request_bytes)
+            self._parse(delivery.value)
         except Refusal as refusal:
             self._refuse(delivery, refusal)
             self.queue.put_credit(self._link, credit)
@@ -302,12 +295,17 @@ class StreamBridge:
             self._waiting[delivery.entry] = delivery.attempt
             self.queue.put_credit(self._link, credit)
             raise
-        self._dispatched[delivery.entry] = (credit, time.monotonic())
+        failpoints.reach("bridge.dispatched")
+        self._dispatched[delivery.entry] = Dispatched(ticket, time.monotonic())
+
+    def _parse(self, value: bytes | None) -> PredictionRequest:
+        return parse(value, self.queue.name, self._settings.max_request_bytes, self._settings.response_prefix)
 
     def _refuse(self, delivery: Delivery, refusal: Refusal) -> None:
         assert self._agreed is not None
         ttl = self._settings.response_ttl_ms
         refuse(self._link, self.queue, delivery, self._name, refusal, self._agreed.dialect, ttl)
+        failpoints.reach("bridge.refused")
 
     # -- every third of a lease
 
@@ -319,6 +317,7 @@ class StreamBridge:
             self._be_patient()  # we were late: then others may not have been heard either
         self._sweep_at = now + lease / 3
         self._keep_ours(lease)
+        self._look_at_the_queue(lease)
         if now >= self._reclaim_at:
             self._reclaim(lease)
         if now >= self._consumers_at:
@@ -330,30 +329,58 @@ class StreamBridge:
         owned = {line.entry: line.attempt for line in self.queue.owned(self._link, self._name)}
         self.queue.extend(self._link, [(entry, self._name, attempt) for entry, attempt in owned.items()])
         now = time.monotonic()
-        for entry in [entry for entry in self._dispatched if entry not in owned]:
-            del self._dispatched[entry]  # claimed
-        for entry in [entry for entry in self._waiting if entry not in owned]:
-            del self._waiting[entry]
+        for known in (self._dispatched, self._waiting, self._unclaimed):
+            for entry in [entry for entry in known if entry not in owned]:
+                del known[entry]  # claimed
         lives: dict[str, bool] = {}
         for entry, attempt in owned.items():
             if entry in self._waiting:
                 continue
-            credit, when = self._dispatched.get(entry, ("", 0.0))
-            if credit:
-                worker = slot_life(credit)
+            sent = self._dispatched.get(entry)
+            if sent is not None:
+                worker = slot_life(sent.ticket.slot)
                 if worker not in lives:
                     lives[worker] = self.queue.lives(self._link, worker)
-                if lives[worker] and now - when < lease:
+                tries = self._unclaimed.get(entry, 0)
+                if lives[worker] and now - sent.at < min(lease * 2**tries, max(lease, LONGEST_UNCLAIMED)):
+                    if not sent.again and now - sent.at >= lease / 3:
+                        sent.again = True  # the broker may have lost it; else the second one is void
+                        self._dispatcher.dispatch(sent.ticket)
                     continue
                 log.warning(
                     "the ticket for %s on %s was not claimed (%s): it goes to the next idle slot",
                     *(entry, self.queue.name, "its worker does not consume" if lives[worker] else "its worker is gone"),
                 )
+                self._unclaimed[entry] = tries + 1
                 del self._dispatched[entry]
             self._waiting[entry] = attempt
         for worker, alive in lives.items():
             if not alive:
                 self._dispatcher.delete(worker)
+
+    def _look_at_the_queue(self, lease: float) -> None:
+        """Say, once each, when a stream is too long, when nobody takes its requests, and when that is over."""
+        queue, link, limit = self.queue, self._link, self._settings.max_length
+        length = queue.length(link)
+        if limit is not None and (length > limit) != self._too_long:
+            self._too_long = length > limit
+            if self._too_long:
+                log.warning("queue %s has %d requests, more than --max-length %d", queue.name, length, limit)
+            else:
+                log.warning("queue %s is no longer than --max-length %d again", queue.name, limit)
+        # A slot that lives is idle, and has a credit, or has something in the pending list.
+        taken = not length or queue.idle_slots(link) or any(SLOT.fullmatch(owner) for owner in queue.owners(link))
+        if taken:
+            if self._nobody:
+                log.warning("the requests of queue %s are taken again", queue.name)
+            self._nobody, self._nobody_since = False, None
+            return
+        now = time.monotonic()
+        if self._nobody_since is None:
+            self._nobody_since = now
+        elif not self._nobody and now - self._nobody_since >= lease:
+            self._nobody = True
+            log.warning("queue %s has %d requests, and no worker takes them", queue.name, length)
 
     def _forget_the_dead(self, idle: float) -> None:
         """Delete consumers of processes that are gone, and the Celery queues of workers among them."""
@@ -369,12 +396,20 @@ class StreamBridge:
             self._dispatcher.delete(worker)
 
     def _reclaim(self, lease: float) -> None:
-        """Take over entries whose owners have not been heard of for a lease."""
+        """Take over entries whose owners have not been heard of for a lease; come back in time for those that are about
+        to be.
+        """
         after: str | None = None
         while True:
-            lines = self.queue.overdue(self._link, lease, after=after)
+            # Whoever lives is silent for a third of the lease at most.
+            lines = self.queue.overdue(self._link, lease * 2 / 3, after=after)
             for line in lines:
-                if line.owner != self._name:
+                left = lease - line.idle / 1000
+                if line.owner == self._name:
+                    continue
+                if left > 0:
+                    self._sweep_at = min(self._sweep_at, time.monotonic() + left + 0.001)
+                else:
                     self._take_over(line, lease)
             if len(lines) < 100:
                 return
@@ -391,6 +426,7 @@ class StreamBridge:
         attempt = self.queue.reclaim(self._link, line, self._name, lease, counts=ran)
         if not attempt:
             return
+        failpoints.reach("bridge.reclaimed")
         if attempt <= self._agreed.max_attempts:
             log.warning(
                 "entry %s of %s is reclaimed from %s: attempt %d", line.entry, self.queue.name, line.owner, attempt
@@ -406,7 +442,7 @@ class StreamBridge:
         reason = f"Prediction failed: it was lost with its worker {runs} times, and that is as often as it is tried."
         log.error("entry %s of %s: %s Last owner: %s", delivery.entry, self.queue.name, reason, last_owner)
         try:
-            request = parse(delivery.value, self.queue.name, self._settings.max_request_bytes)
+            request = self._parse(delivery.value)
         except Refusal as refusal:
             self._refuse(delivery, refusal)
             return
@@ -415,7 +451,12 @@ class StreamBridge:
         prediction.fail(time.time(), reason, "platform")
         snapshot = dialect(self._agreed.dialect, delivery.value).render(prediction)
         ttl = self._settings.response_ttl_ms
-        self.queue.bury(self._link, delivery, self._name, request.response_queue, snapshot, reason, ttl)
+        record = "" if request.id is None else self.queue.record(request.id)
+        self.queue.bury(
+            *(self._link, delivery, self._name, request.response_queue, snapshot, reason, ttl, record),
+            last_owner=last_owner,
+        )
+        failpoints.reach("bridge.buried")
 
     # -- the end
 
@@ -429,6 +470,7 @@ class StreamBridge:
                 on_their_way = [line for line in owned if line.entry in self._dispatched]
                 for line in owned if time.monotonic() > until else [one for one in owned if one not in on_their_way]:
                     self.queue.release(self._link, line.entry, self._name, line.attempt, self._agreed.lease)
+                    failpoints.reach("bridge.released")
                 if on_their_way:
                     time.sleep(0.02)
             self.queue.forget(self._link, self._name)

@@ -6,6 +6,7 @@ here; the broker is read from COG_CELERY_* variables when it is first needed.
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cached_property, lru_cache
 from typing import Any
@@ -18,28 +19,44 @@ from cog_celery.settings import Settings
 
 TURN = "cog_celery.turn"
 
+# Celery would have them win over the broker that this process was told of, and half a fleet would look elsewhere.
+for _name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"):
+    if os.environ.pop(_name, None) is not None:
+        logging.getLogger(__name__).warning("%s is not heeded: the broker is COG_CELERY_BROKER_URL", _name)
+SOCKET_TIMEOUT = 5.0
+"""Seconds for a reply of the broker. Nothing of ours waits longer: the BRPOP of a Redis consumer is for one second."""
+
 
 def _configuration() -> dict[str, Any]:
-    return configuration(Settings.load({}, os.environ).broker_url)
+    return configuration(Settings.load({}, os.environ))
 
 
-def configuration(broker_url: str) -> dict[str, Any]:
+def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings. Delivery is the stream's business: the broker carries tickets, and may lose them."""
+    broker_url = settings.broker_url
     redis = broker_url.startswith(("redis://", "rediss://", "unix://", "sentinel://", "redis+socket://"))
-    options = {
-        "socket_timeout": 15,
-        "socket_connect_timeout": 5,
+    options: dict[str, Any] = {
+        "socket_timeout": SOCKET_TIMEOUT,
+        "socket_connect_timeout": 3.0,
         "socket_keepalive": True,
-        "health_check_interval": 25,
+        # A BRPOP whose reply is overdue by this is given up: it went into a connection that only seems to be there.
+        "health_check_interval": 5,
         "priority_steps": [0],
         "global_keyprefix": f"{OUR_PREFIX}broker:",
         "ack_emulation": False,
     }
+    if not redis:
+        amqp = broker_url.startswith(("amqp://", "amqps://", "pyamqp://"))
+        options = {"read_timeout": SOCKET_TIMEOUT, "write_timeout": SOCKET_TIMEOUT} if amqp else {}
     return {
         "broker_url": broker_url,
-        "broker_transport_options": options if redis else {},
+        "broker_transport_options": options,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A refusal (READONLY, OOM, no permission) passes when somebody mends the server: no reason to end the worker.
+        "broker_channel_error_retry": True,
+        # AMQP's own: a broker that is gone without a word is noticed within two of them.
+        "broker_heartbeat": 10,
         "task_acks_late": False,
         "task_ignore_result": True,
         "task_send_sent_event": False,
@@ -49,7 +66,12 @@ def configuration(broker_url: str) -> dict[str, Any]:
         "event_serializer": "json",
         "task_create_missing_queues": True,
         "worker_pool": "threads",
+        "worker_consumer": "cog_celery.consuming:Consumer",
+        "worker_enable_remote_control": settings.remote_control,
         "worker_prefetch_multiplier": 1,
+        # Credits bound what comes, also after a reconnection. Nothing is acknowledged late, and so nothing is canceled.
+        "worker_enable_prefetch_count_reduction": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": True,
         # With early acknowledgement and a task without events it stalls the threads pool for up to 1 s after each task.
         "worker_disable_prefetch": False,
         "worker_send_task_events": True,

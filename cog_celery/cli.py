@@ -247,7 +247,7 @@ def send(pairs: tuple[str, ...], json_text: str | None, output: str | None, **fl
     from cog_celery.sending_view import JsonView, TextView, View
 
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
-    view: View = TextView(out, err) if (output or _default_output()) == "text" else JsonView(out, err)
+    view: View = TextView(out, err) if (output or default_output()) == "text" else JsonView(out, err)
     with Interruptions() as interruptions, connected(settings.redis_url) as client, view:
         sent = sending.send(client, queue, inputs)
         view.sent(sent)
@@ -335,7 +335,7 @@ def check(output: str | None, **flags: object) -> int:
     from cog_celery import checking
 
     findings = checking.check(settings, python_named=given("python", flags, os.environ))
-    if (output or _default_output()) == "json":
+    if (output or default_output()) == "json":
         click.echo(checking.as_json(findings))
     else:
         checking.print_table(findings)
@@ -418,10 +418,15 @@ def how_to_send(settings: Settings, inputs: Sequence[tuple[str, str]] = ()) -> s
     return "\n".join(lines)
 
 
-def _default_output() -> str:
+def default_output() -> str:
+    """The form of what is printed unless --output says it."""
     return "text" if sys.stdout.isatty() else "json"
 
 
 def main() -> NoReturn:
     """The console script."""
     cli.main()
+
+
+from cog_celery import cli_dead as cli_dead  # noqa: E402  (adds its commands, with what is above)
+from cog_celery import cli_health as cli_health  # noqa: E402

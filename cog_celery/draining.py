@@ -1,4 +1,4 @@
-"""The end of a worker's slots: denounce, end turns, let what runs finish, release the rest at the limit.
+"""The end of a worker's slots: denounce, end turns, let what runs finish, stop and release the rest at the limit.
 
 It must not know why the worker ends. Redis may be out of reach all the while.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from cog_celery import failpoints
 from cog_celery.errors import ServerError, ServerLost
 from cog_celery.link import Link
 from cog_celery.slots import Slot
@@ -19,6 +20,8 @@ from cog_celery.stream import Queue
 
 LOOK = 0.02
 """Seconds between looks at whether slots are done."""
+FIRST_PATIENCE = 0.5
+"""Seconds for what was stopped at the limit to end, uploads too, before it is released whether it has ended or not."""
 LAST_PATIENCE = 2.0
 """Seconds for slots whose runners were killed to let go."""
 
@@ -37,7 +40,7 @@ def drain(
     giving_up: threading.Event,
 ) -> None:
     """Drain until `limit` (monotonic), or until `now`; then `giving_up` is set, and nothing is waited for any more."""
-    steps: list[partial[Any]] = [partial(queue.denounce, link, life)]
+    steps: list[partial[Any]] = [partial(_denounce, queue, link, life)]
     steps += [partial(queue.withdraw_credit, link, slot.consumer) for slot in slots]
     while any(slot.busy for slot in slots) and time.monotonic() < limit and not now.is_set():
         for slot in slots:
@@ -47,22 +50,32 @@ def drain(
                 slot.kill_runner()  # in a setup(), or about to begin what is not to begin any more
         steps = _try(steps)
         now.wait(LOOK)
+    held = [(slot, current) for slot in slots if (current := slot.current)]
+    for slot, current in held:
+        log.warning("prediction %s is released: it did not end before the drain did", current.id)
+        entry, attempt = current.delivery.entry, current.delivery.attempt
+        steps.append(partial(queue.release, link, entry, slot.consumer, attempt, lease))
     for slot in slots:
-        if current := slot.current:
-            log.warning("prediction %s is released: it did not end before the drain did", current.id)
-            entry, attempt = current.delivery.entry, current.delivery.attempt
-            steps.append(partial(queue.release, link, entry, slot.consumer, attempt, lease))
+        slot.abandon()  # nothing of this attempt should go on, an upload say, when the next one begins
+    _wait_for(slots, FIRST_PATIENCE)
     steps = _try(steps)
     giving_up.set()
-    for slot in slots:
-        slot.abandon()
-    until = time.monotonic() + LAST_PATIENCE
-    while any(slot.busy for slot in slots) and time.monotonic() < until:
-        time.sleep(LOOK)
+    _wait_for(slots, LAST_PATIENCE)
     steps.append(partial(queue.denounce, link, life))  # a heartbeat may have crossed the first one
     steps += [partial(queue.forget, link, slot.consumer) for slot in slots]
     if left := _try(steps):
         log.warning("stopped without Redis: %d steps of the drain were left out", len(left))
+
+
+def _denounce(queue: Queue, link: Link, life: str) -> None:
+    queue.denounce(link, life)
+    failpoints.reach("worker.denounced")
+
+
+def _wait_for(slots: Sequence[Slot], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while any(slot.busy for slot in slots) and time.monotonic() < until:
+        time.sleep(LOOK)
 
 
 def _try(steps: list[partial[Any]]) -> list[partial[Any]]:

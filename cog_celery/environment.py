@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterable, Mapping
 
 # Ours and our libraries': where our servers are, and what opens them.
-OURS = re.compile(r"(COG_CELERY_|CELERY_|REDIS_|VALKEY_|BROKER_|AWS_|OTEL_|WEBHOOK_|FLOWER_)")
+OURS = re.compile(r"(COG_CELERY_|COGCELERY_|CELERY_|REDIS_|VALKEY_|BROKER_|AWS_|OTEL_|WEBHOOK_|FLOWER_)", re.IGNORECASE)
 # Made for one interpreter, and poison for another.
 INTERPRETER = frozenset(
     {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "PYTHONSAFEPATH", "VIRTUAL_ENV"}
 )
 CREDENTIAL = re.compile(
-    r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|_AUTH$|_DSN$|_PAT$|COOKIE", re.IGNORECASE
+    r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|COOKIE|CONNECTION_?STRING"
+    r"|_(AUTH|DSN|KEY|PASS|PAT|PWD)$|^SSH_AUTH_SOCK$",
+    re.IGNORECASE,
 )
 WITH_USER = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s@]+@", re.IGNORECASE)
 
@@ -40,7 +42,7 @@ def model_environment(
             given[name] = value
         elif OURS.match(name) or (other_interpreter and name in INTERPRETER):
             continue
-        elif CREDENTIAL.search(name) or WITH_USER.match(value):
+        elif CREDENTIAL.search(name) or WITH_USER.search(value):
             withheld.append(name)
         else:
             given[name] = value

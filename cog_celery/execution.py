@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from cog_celery import failpoints
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError, PlatformError, RunnerDied, RunnerProtocolError, UploadError
 from cog_celery.prediction import NULL, Prediction
@@ -222,11 +223,13 @@ class Execution:
         if self._answer_at is not None:
             self._answer_at = None
             self.unshown |= not self._outlet.answered()
+            failpoints.reach("slot.started")
 
     def _show(self, now: float) -> None:
         self._due = self._changed_at = None
         self.unshown = False
         size = self._outlet.changed()
+        failpoints.reach("slot.shown")
         if size is None:  # the server is out of reach
             self.unshown = True
             self._due = now + SHOW_AGAIN
@@ -288,12 +291,14 @@ class Execution:
         """The value with its files' URLs in their places; None when one could not be uploaded."""
         if not files:
             return value
+        self._hear()  # an upload may have to ask whether we are still the owner
         if self.reason is not None:
             return None
         decoded: Any = msgspec.json.decode(value)
         for file in files:
             try:
                 decoded = _put(decoded, file.at, self._outlet.upload(file.path, self._files_cancel()))
+                failpoints.reach("slot.uploaded")
             except UploadError as error:
                 self.stop("failed", str(error))
                 return None

@@ -11,12 +11,14 @@ import functools
 import http
 import http.client
 import logging
+import math
 import os
 import queue
 import random
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 from cog_celery import __version__
 from cog_celery.cancel import Cancel
 from cog_celery.errors import PlatformError, UrlError
-from cog_celery.urls import HttpUrl, check_address
+from cog_celery.urls import AddressPolicy, HttpUrl
 
 CONNECT_TIMEOUT: Final = 10.0
 READ_TIMEOUT: Final = 15.0
@@ -43,12 +45,21 @@ FIRST_DELAY: Final = 0.25
 MAX_DELAY: Final = 60.0
 """The longest Retry-After that is honored: a slot waits meanwhile."""
 
-MAX_REDIRECTS: Final = 10
+ALLOWANCE: Final = 60.0
+LEAST_RATE: Final = 64 << 10
+"""An exchange, redirects and all, may take ALLOWANCE seconds (names, connections, handshakes, headers, the server's own
+work) and one second more for every LEAST_RATE bytes that have moved, half a megabit per second: each byte of a server
+that drips comes within READ_TIMEOUT, and so would hold a slot for ever."""
+
+MAX_REDIRECTS: Final = 3
 MAX_ADDRESSES: Final = 4
 """Addresses of one name that are tried, each for CONNECT_TIMEOUT."""
 
 MAX_DRAINED: Final = 64 << 10
 """Bytes of an answer nobody wants that are read to keep its connection; beyond, a new one is cheaper."""
+
+ENCODINGS: Final = ("", "identity", "gzip", "x-gzip", "deflate")
+"""We ask for none. Object stores send what was stored compressed as it is all the same: unpacked here, bit by bit."""
 
 REDIRECTS_OF_GET: Final = frozenset({301, 302, 303, 307, 308})
 REDIRECTS_OF_PUT: Final = frozenset({307, 308})
@@ -87,12 +98,18 @@ class HttpFailure(PlatformError):
         return self.reason if self.url == first else f"{self.reason} (after a redirect to {self.url.shown})"
 
 
+class TooSlow(HttpFailure):
+    """An exchange that was cut since it took too long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The last answer of a chain of redirects: status and headers are read, the body is not."""
 
     url: HttpUrl
     response: BaseHTTPResponse
+    _pace: _Pace
+    _cancel: Cancel
 
     def require_success(self) -> None:
         """Raise HttpFailure unless the status is 2xx; 408, 429 and 5xx are worth another try."""
@@ -107,17 +124,36 @@ class Answer:
             retry_after=_retry_after(self.response.headers.get("Retry-After")),
         )
 
+    def read(self, most: int) -> bytes:
+        """The next `most` bytes of the body, unpacked; fewer at its end. Raises HttpFailure, Canceled."""
+        encoding = self.response.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in ENCODINGS:
+            raise HttpFailure(self.url, "its answer is in an encoding that it was not asked for")
+        block = self.response.read(most)
+        self._pace.moved(len(block))
+        if len(block) < most:  # a connection that was cut looks like the end of a body without a length
+            self._cancel.check()
+            self._pace.check(self.url)
+        return block
+
 
 class Client:
-    """Pooled connections, for any number of threads. Certificates are verified; no proxy is used."""
+    """Pooled connections under one policy on addresses, for any number of threads.
+
+    Certificates are verified; no proxy is used.
+    """
 
     def __init__(
         self,
+        policy: AddressPolicy | None = None,
         *,
         connect_timeout: float = CONNECT_TIMEOUT,
         read_timeout: float = READ_TIMEOUT,
         first_delay: float = FIRST_DELAY,
+        allowance: float = ALLOWANCE,
     ) -> None:
+        self._policy = policy or AddressPolicy()
+        self._allowance = allowance
         # Its warnings and debug lines hold whole URLs, with their signatures.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
         self._timeout = Timeout(connect=connect_timeout, read=read_timeout)
@@ -140,16 +176,18 @@ class Client:
         follow: frozenset[int],
         cancel: Cancel,
         body: Callable[[], Iterable[bytes]] | None = None,
+        until: float = math.inf,
     ) -> Iterator[Answer]:
-        """One request, sent again in full to each redirect whose status is in `follow`.
+        """One request, sent again in full to each redirect whose status is in `follow`; over at `until` (monotonic).
 
         `body` is called for each sending; `headers` must have its Content-Length. Raises HttpFailure, also while the
         answer's body is read; Canceled; and whatever `body` raises.
         """
+        pace = _Pace(self._allowance, until)
         for _ in range(MAX_REDIRECTS + 1):
-            with self._send(method, url, headers, body, cancel) as response:
+            with self._send(method, url, headers, body, cancel, pace) as response:
                 if response.status not in follow:
-                    yield Answer(url, response)
+                    yield Answer(url, response, pace, cancel)
                     return
                 url = _redirected(url, response)
         raise HttpFailure(url, f"there were more than {MAX_REDIRECTS} redirects")
@@ -181,22 +219,25 @@ class Client:
         headers: Mapping[str, str],
         body: Callable[[], Iterable[bytes]] | None,
         cancel: Cancel,
+        pace: _Pace,
     ) -> Iterator[BaseHTTPResponse]:
         cancel.check()
-        line = _Line(cancel)
+        line = _Line(cancel, self._policy)
+        sent = (lambda: pace.counting(body())) if body is not None else None
         try:
-            with cancel.calling(line.cut):
-                response = self._open(method, url, headers, body, line)
+            with cancel.calling(line.cut), pace.calling(line.cut):
+                response = self._open(method, url, headers, sent, line)
                 try:
                     yield response
-                    # A connection that was cut looks like the end of a body without a length.
                     cancel.check()
+                    pace.check(url)
                     _drain(response)
                 finally:
                     response.close()
         except HTTPError as error:
             # `from None`: the text of these errors may hold the whole URL.
             cancel.check()
+            pace.check(url)
             raise _failure(url, error) from None
         finally:
             line.close()
@@ -231,10 +272,53 @@ class Client:
             del _current.line
 
 
-@functools.cache
-def shared() -> Client:
-    """The process's client, made when it is first needed: its certificates take some milliseconds to load."""
-    return Client()
+class _Pace:
+    """How long one exchange may take, all of its redirects together: the more has moved, the longer."""
+
+    def __init__(self, allowance: float, until: float) -> None:
+        self._started = time.monotonic()
+        self._allowance = allowance
+        self._until = until
+        self._moved = 0
+        self._late = False
+
+    def moved(self, size: int) -> None:
+        """These bytes of a body have come, or have been sent."""
+        self._moved += size
+
+    def counting(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """The blocks, each counted once it was sent."""
+        for block in blocks:
+            yield block
+            self.moved(len(block))
+
+    @contextmanager
+    def calling(self, cut: Callable[[], None]) -> Iterator[None]:
+        """While inside, call `cut` as soon as it took too long."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(max(0.0, self._left())):
+                if self._left() <= 0:
+                    self._late = True
+                    cut()
+                    return
+
+        threading.Thread(target=watch, name="pace", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def check(self, url: HttpUrl) -> None:
+        """Raise TooSlow if it was cut."""
+        if self._late:
+            took = time.monotonic() - self._started
+            raise TooSlow(url, f"it was too slow: {self._moved} bytes in {took:.1f} s")
+
+    def _left(self) -> float:
+        due = min(self._started + self._allowance + self._moved / LEAST_RATE, self._until)
+        return due - time.monotonic()
 
 
 @functools.cache
@@ -250,21 +334,25 @@ class _Line:
     one it is a broken connection, as idle ones break at any time.
     """
 
-    def __init__(self, cancel: Cancel) -> None:
+    def __init__(self, cancel: Cancel, policy: AddressPolicy) -> None:
         self.cancel = cancel
+        self.policy = policy
         self._lock = threading.Lock()
+        self._is_cut = False
         self._handles: list[socket.socket] = []
 
     def attach(self, sock: socket.socket) -> None:
-        """Make `cut` reach this socket. Raises Canceled when it is too late."""
+        """Make `cut` reach this socket. Raises _NoConnection when it is too late."""
         handle = socket.socket(sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno()))
         with self._lock:
             self._handles.append(handle)
-        self.cancel.check()
+            if self._is_cut:
+                raise _NoConnection("the connection was cut")
 
     def cut(self) -> None:
         """End every wait on these sockets."""
         with self._lock:
+            self._is_cut = True
             for handle in self._handles:
                 with suppress(OSError):  # not connected, or closed by the peer
                     handle.shutdown(socket.SHUT_RDWR)
@@ -303,7 +391,7 @@ class _Connection(HTTPConnection):
         host = self._dns_host
         failure = "it has no address"
         for family, kind, protocol, _, address in _resolve(host, self.port, timeout, line.cancel)[:MAX_ADDRESSES]:
-            check_address(host, address[0])
+            line.policy.check(host, self.port, address[0])
             sock = socket.socket(family, kind, protocol)
             try:
                 for option in self.socket_options or ():

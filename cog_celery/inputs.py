@@ -17,17 +17,15 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, unquote_to_bytes
 
-from urllib3 import BaseHTTPResponse
-
 from cog_celery import http_client, mime, urls
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError, UrlError
-from cog_celery.http_client import Client, HttpFailure
+from cog_celery.http_client import Answer, Client, HttpFailure, TooSlow
 from cog_celery.urls import HttpUrl
 
 MAX_BYTES: Final = 8 << 30
 TIMEOUT: Final = 3600.0
-"""For all files of a prediction: a server that sends a byte now and then never runs into a read timeout."""
+"""For all files of a prediction: each of them may take as long as its server keeps up the least rate."""
 
 PARALLEL: Final = 4
 BLOCK: Final = 256 << 10
@@ -43,11 +41,11 @@ _URL_SAFE_BASE64 = bytes.maketrans(b"-_", b"+/")
 def fetch(
     addresses: Sequence[str],
     folder: Path,
+    client: Client,
     *,
     max_bytes: int = MAX_BYTES,
     timeout: float = TIMEOUT,
     cancel: Cancel | None = None,
-    client: Client | None = None,
 ) -> list[Path]:
     """Download or decode every URL into a file below `folder`, which must be empty; the files, in the URLs' order.
 
@@ -66,7 +64,7 @@ def fetch(
             with _stored(path, "in a data: URL") as file:
                 _write(file, source.content)
     if downloads:
-        _download_all(downloads, max_bytes, timeout, client or http_client.shared(), cancel)
+        _download_all(downloads, max_bytes, timeout, client, cancel)
     return paths
 
 
@@ -168,7 +166,7 @@ def _download(url: HttpUrl, path: Path, max_bytes: int, client: Client, cancel: 
             "GET", url, headers={"Accept": "*/*"}, follow=http_client.REDIRECTS_OF_GET, cancel=cancel
         ) as answer:
             answer.require_success()
-            _save(answer.response, path, url, max_bytes, cancel)
+            _save(answer, path, url, max_bytes)
 
     try:
         client.trying(attempt, cancel)
@@ -178,17 +176,16 @@ def _download(url: HttpUrl, path: Path, max_bytes: int, client: Client, cancel: 
         ) from None
 
 
-def _save(response: BaseHTTPResponse, path: Path, url: HttpUrl, max_bytes: int, cancel: Cancel) -> None:
-    if (response.length_remaining or 0) > max_bytes:
+def _save(answer: Answer, path: Path, url: HttpUrl, max_bytes: int) -> None:
+    if (answer.response.length_remaining or 0) > max_bytes:
         raise InputError(_too_large(url.shown, max_bytes))
     size = 0
     with _stored(path, url.shown) as file:
-        while block := response.read(BLOCK):
+        while block := answer.read(BLOCK):
             size += len(block)
             if size > max_bytes:
                 raise InputError(_too_large(url.shown, max_bytes))
             _write(file, block)
-        cancel.check()  # a connection that was cut may look like the end of the file
 
 
 @contextmanager
@@ -224,6 +221,8 @@ def _advice(failure: HttpFailure) -> str:
             return "Send a URL that needs no credentials and has not expired."
         case 404 | 410:
             return "Check that the file is still there."
+        case _ if isinstance(failure, TooSlow):
+            return "Send one from a faster server."
         case _ if failure.retryable:
             return "Try again later."
         case _:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from cog_celery import failpoints
 from cog_celery.errors import ServerError
 from cog_celery.guardian import Guardian
 from cog_celery.link import Link
@@ -18,6 +19,8 @@ from cog_celery.stream import Queue
 
 TICK = 0.25
 """Seconds between looks at cancel keys of predictions that run longer than that."""
+LONGEST_PATIENCE = 16
+"""Leases for which a slot that loses one credit after the other waits for a ticket before it asks for the next."""
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class Keeper:
         guardian: Guardian,
         about: bytes,
         draining: threading.Event,
+        on_lost_credit: Callable[[], None],
     ) -> None:
         self._queue = queue
         self._link = link
@@ -44,7 +48,16 @@ class Keeper:
         self._guardian = guardian
         self._about = about
         self._draining = draining
+        self._on_lost_credit = on_lost_credit
         self._heard = time.monotonic()
+        self._lost: dict[str, int] = {}
+        """How many credits of each slot were lost since the last turn of any."""
+        self._turns = 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether Redis has answered within a lease."""
+        return time.monotonic() - self._heard < self._lease
 
     def run(self, closed: threading.Event) -> None:
         """Until `closed`."""
@@ -66,20 +79,37 @@ class Keeper:
         known = True
         if not self._draining.is_set():
             known = self._queue.announce(self._link, self._life, self._about, self._lease)
+            failpoints.reach("worker.announced")
             if self._draining.is_set():
                 self._queue.denounce(self._link, self._life)
         held = [(slot, current) for slot in self._slots if (current := slot.current)]
         verdicts = self._queue.extend(
             self._link, [(current.delivery.entry, slot.consumer, current.delivery.attempt) for slot, current in held]
         )
+        failpoints.reach("worker.extended")
         self._heard = time.monotonic()
         for (slot, current), verdict in zip(held, verdicts, strict=True):
             # A commit may have come between: then the slot has gone on, and the verdict is about nothing.
             if verdict != "held" and slot.current is current and current.execution is not None:
                 current.execution.stop("canceled" if verdict == "deleted" else "lost")
         if not self._draining.is_set():
-            for slot in self._slots:
-                slot.renew_credit(self._link, self._lease, at_once=not known)
+            self._renew_credits(at_once=not known)
+
+    def _renew_credits(self, *, at_once: bool) -> None:
+        """Put lost credits down again: for a dead bridge at once, for tickets that never come at growing pauses, since
+        each of them costs somebody's request a lease.
+        """
+        turns = sum(slot.turns for slot in self._slots)
+        if turns != self._turns:
+            self._turns = turns
+            self._lost.clear()
+        for slot in self._slots:
+            slot.mend()
+            lost = self._lost.get(slot.consumer, 0)
+            patience = self._lease * min(2 ** max(0, lost - 1), LONGEST_PATIENCE)
+            if slot.renew_credit(self._link, patience, at_once=at_once):
+                self._lost[slot.consumer] = lost + 1
+                self._on_lost_credit()
 
     def _look_for_cancels(self) -> None:
         long_ago = time.monotonic() - LONG

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import msgspec
 
@@ -26,40 +26,45 @@ from cog_celery.runtime.cog._runner.rendering import render_runtime
 from cog_celery.settings import Settings
 from cog_celery.snapshots import Cog04
 
+OWN = ("127.0.0.0/8", "::1")
+
 
 def predict(settings: Settings, input: dict[str, object]) -> tuple[dict[str, object], int]:
     """The terminal snapshot (cog-0.4) of one prediction and the exit status that says the same; logs go to standard
     error as they come, and Ctrl-C cancels. Raises SetupError.
     """
     assert settings.model_dir is not None
-    environment, _ = model_environment(
-        os.environ, settings.model_env, other_interpreter=settings.python != sys.executable
-    )
-    command = RunnerCommand(settings.python, settings.model_dir, environment)
     guardian, wake = Guardian(), Wake()
+    scratch = TemporaryDirectory(prefix="cog-celery-runner-", ignore_cleanup_errors=True)
     try:
+        guardian.watch_folder(scratch.name)
+        environment, _ = model_environment(
+            *(os.environ, settings.model_env, {"TMPDIR": scratch.name}),
+            other_interpreter=settings.python != sys.executable,
+        )
+        command = RunnerCommand(settings.python, settings.model_dir, environment)
         runner = Runner(command, guardian)
         try:
             runner.setup(command, _to_stderr, settings.setup_timeout)
             runner.attend(wake.fileno())
             prediction = Prediction(settings.max_log_bytes)
-            with TemporaryDirectory(prefix="cog-celery-", ignore_cleanup_errors=True) as folder:
-                outlet = _LocalOutlet(settings, Path(folder))
-                execution = Execution(
-                    *(runner, prediction, outlet),
-                    id="local",
-                    timeout=settings.predict_timeout,
-                    grace=settings.cancel_grace,
-                    wake=wake,
-                )
-                before = signal.signal(signal.SIGINT, lambda number, frame: execution.stop("canceled"))
-                try:
-                    execution.run(msgspec.json.encode(input), hold=False, context=None)
-                finally:
-                    signal.signal(signal.SIGINT, before)
+            outlet = _LocalOutlet(settings, scratch.name)
+            execution = Execution(
+                *(runner, prediction, outlet),
+                id="local",
+                timeout=settings.predict_timeout,
+                grace=settings.cancel_grace,
+                wake=wake,
+            )
+            before = signal.signal(signal.SIGINT, lambda number, frame: execution.stop("canceled"))
+            try:
+                execution.run(msgspec.json.encode(input), hold=False, context=None)
+            finally:
+                signal.signal(signal.SIGINT, before)
         finally:
             runner.end()
     finally:
+        scratch.cleanup()
         guardian.close()
         wake.close()
     snapshot: dict[str, object] = msgspec.json.decode(outlet.dialect.render(prediction))
@@ -72,13 +77,13 @@ def _to_stderr(lines: list[str]) -> None:
 
 
 class _LocalOutlet:
-    def __init__(self, settings: Settings, folder: Path) -> None:
+    def __init__(self, settings: Settings, scratch: str) -> None:
         self.dialect = Cog04()
-        self._folder = folder
+        self._scratch = scratch
         self._limit = settings.max_input_bytes
-        self._uploader = Uploader(
-            settings.upload_url, settings.upload_mode, max_data_uri_bytes=settings.max_data_uri_bytes
-        )
+        # Whoever types a URL here sits at this machine: it may be its own.
+        allowed = (*settings.allow_addresses, *OWN)
+        self._uploader = Uploader.of(msgspec.structs.replace(settings, allow_addresses=allowed))
         self._uploads: PredictionUploads | None = None
 
     def refused(self, errors: Sequence[FieldError]) -> str:
@@ -98,9 +103,10 @@ class _LocalOutlet:
         return [line.rstrip() for line in lines]
 
     def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
-        return inputs.fetch(urls, self._folder, max_bytes=self._limit, cancel=cancel)
+        folder = Path(mkdtemp(prefix="cog-celery-", dir=self._scratch))
+        return inputs.fetch(urls, folder, self._uploader.client, max_bytes=self._limit, cancel=cancel)
 
     def upload(self, path: str, cancel: Cancel) -> str:
         if self._uploads is None:
-            self._uploads = self._uploader.for_prediction("local", cancel=cancel)
+            self._uploads = self._uploader.for_prediction("local", cancel=cancel, scratch=self._scratch)
         return self._uploads.upload(path)

@@ -23,23 +23,29 @@ import msgspec
 from celery.worker import state
 
 from cog_celery import gpus, reporting
-from cog_celery.celery import delete_queue
+from cog_celery.admission import Refusals
+from cog_celery.celery import app, delete_queue
 from cog_celery.draining import drain
 from cog_celery.environment import model_environment
 from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageError
 from cog_celery.execution import Wake
 from cog_celery.guardian import Guardian
+from cog_celery.heartbeat import EVERY, Heartbeat, State
 from cog_celery.keeper import Keeper
 from cog_celery.link import Link, Outage, insist
 from cog_celery.outputs import Uploader
 from cog_celery.prediction import Prediction
+from cog_celery.probing import Probe
 from cog_celery.rows import Rows
 from cog_celery.settings import Settings
-from cog_celery.slots import Slot, Workshop, count_setup
-from cog_celery.stream import TICKET_VERSION, Queue, Ticket, life
+from cog_celery.slots import Slot, count_setup
+from cog_celery.stream import Queue, Ticket, life
+from cog_celery.workshop import Workshop
 
 BROKER_PATIENCE = 2.0
 """Seconds for a broker that is gone when the worker is, too."""
+BROKER_ALONE = 15.0
+"""Seconds after which a broker that is out of reach is told of, when the queue on the same server is not."""
 REVOKED = 10_000
 """Ids of canceled predictions that have not come yet; a broadcast reaches all workers, and most never see the
 prediction.
@@ -74,9 +80,16 @@ class Node:
             gpus_per_slot=settings.gpus_per_slot,
             outer=os.environ.get("CUDA_VISIBLE_DEVICES"),
         )
+        self.refused = Refusals()
+        """What came from the broker and was not let in."""
         self.slots: list[Slot] = []
         self.slots_wanted = len(self._assigned)
         self._outage = Outage("Redis")
+        self._broker_outage = Outage("the broker")
+        self._heartbeat = Heartbeat(settings.heartbeat_file, "worker", settings.queues, settings.name, self.life)
+        self._broker_lost_at: float | None = None
+        self.probe = Probe(app, self.life, lambda: bool(self._worker.consumer.connected))
+        self._keeper: Keeper | None = None
         self._link = Link(settings.redis_url, f"cog-celery-worker:{self.life}", self._outage)
         self._keeper_link = Link(settings.redis_url, f"cog-celery-keeper:{self.life}", self._outage)
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
@@ -98,28 +111,51 @@ class Node:
         self._worker = worker
         if worker.use_eventloop:
             worker.hub.add_reader(self._wake_hub.fileno(), self._wake_hub.clear)
+            worker.hub.call_repeatedly(EVERY, worker.consumer.looped)
+        self.looped()
         self._rows = Rows(worker.app, worker.hostname)
         self._rows.start()
         self._start_thread(self._bring_up, "bring up")
         self._start_thread(self._await_stop, "stop")
 
     def turn(self, ticket: Sequence[Any]) -> None:
-        """The Celery task."""
-        try:
-            given = msgspec.convert(list(ticket), Ticket)
-        except msgspec.ValidationError as error:
-            log.error("a ticket that is none was dropped: %s", error)
-            return
-        if given.version != TICKET_VERSION:
-            log.error("a ticket of version %d was dropped, this worker knows %d", given.version, TICKET_VERSION)
-            return
+        """The Celery task, with a ticket that was admitted."""
+        self.probe.passed()
+        given = msgspec.convert(list(ticket), Ticket)
         slot = next((slot for slot in self.slots if slot.consumer == given.slot), None)
-        if given.stream != self.queue.name:
-            log.error("a ticket for another queue was dropped: %s", given.stream)
-            return
         if slot is None or self.draining.is_set() or not slot.turn(given):
             with self._own_link("release") as link, contextlib.suppress(ServerError):
                 self.queue.release(link, given.entry, given.bridge, given.attempt, self._agreed.lease)
+
+    def looped(self) -> None:
+        """Celery's event loop has come around, or tries to reach the broker."""
+        self._heartbeat.touch(self.state)
+
+    @property
+    def state(self) -> State:
+        """What `cog-celery health` shows."""
+        if self.draining.is_set():
+            return "draining"
+        if self._keeper is None:
+            return "starting"
+        if not self.probe.consuming:
+            return "not consuming"
+        return "ready" if self._worker.consumer.connected and self._keeper.reached else "waiting"
+
+    def broker_lost(self, error: BaseException) -> None:
+        """The consumer has no connection; it tries to get one."""
+        now = time.monotonic()
+        if self._broker_lost_at is None:
+            self._broker_lost_at = now
+        # Of a server that is broker and queue in one, the links tell, unless it is the broker's part that is refused.
+        elsewhere = not self.settings.broker_is_redis
+        if elsewhere or (self._outage.since is None and now - self._broker_lost_at > BROKER_ALONE):
+            self._broker_outage.begin(ServerLost(f"the broker is out of reach: {error}"))
+
+    def broker_back(self) -> None:
+        """It has had one for a while."""
+        self._broker_lost_at = None
+        self._broker_outage.end()
 
     def cancel(self, id: str) -> bool:
         """Cancel a prediction by its id; False when it does not run here: then its id is remembered until it comes."""
@@ -155,19 +191,27 @@ class Node:
         self._guardian.close()
         self._spawner.shutdown(wait=False)
         self._rows.close()
+        leaving = threading.Thread(target=self._delete_broker_queue, name="leave", daemon=True)
+        leaving.start()
+        leaving.join(BROKER_PATIENCE)
+        self._heartbeat.remove()
+
+    def _delete_broker_queue(self) -> None:
         try:
             with self._worker.app.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, timeout=BROKER_PATIENCE)
                 delete_queue(connection, self.life)
         except Exception as error:  # whatever a transport raises: a bridge deletes it
-            log.warning("this worker's queue was left behind: %s", error)
+            log.info("this worker's queue was left behind: %s", error)
 
     # -- up
 
     def _bring_up(self) -> None:
         settings = self.settings
         agreed = self._insist(
-            lambda: self.queue.agree(self._link, settings.dialect, settings.lease, settings.max_attempts)
+            lambda: self.queue.agree(
+                self._link, settings.dialect, settings.lease, settings.max_attempts, settings.idempotent_ids
+            )
         )
         if agreed is None:
             return
@@ -196,6 +240,7 @@ class Node:
             *(self.queue, self._keeper_link, self.life, slots, agreed.lease, self._guardian),
             about=json.dumps(about).encode(),
             draining=self.draining,
+            on_lost_credit=self.probe.send,
         )
         self._insist(keeper.beat)
         if self._stop_wanted.is_set():
@@ -204,6 +249,7 @@ class Node:
         reporting.set_ready_file(True)
         for slot in slots:
             slot.begin()
+        self._keeper = keeper
         log.info("worker %s is ready: %d slots on queue %s", self.life, len(slots), self.queue.name)
 
     def _make_slots(self) -> list[Slot]:
@@ -212,9 +258,7 @@ class Node:
             settings=settings,
             agreed=self._agreed,
             queue=self.queue,
-            uploader=Uploader(
-                settings.upload_url, settings.upload_mode, max_data_uri_bytes=settings.max_data_uri_bytes
-            ),
+            uploader=Uploader.of(settings),
             guardian=self._guardian,
             rows=self._rows,
             outage=self._outage,

@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 
 from cog_celery import inputs
 from cog_celery.cancel import Cancel
-from cog_celery.errors import GroupMissing, ServerLost
+from cog_celery.errors import Canceled, GroupMissing, ServerLost
 from cog_celery.execution import Execution
-from cog_celery.link import Link, ScriptMissing
+from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, ScriptMissing
 from cog_celery.outputs import PredictionUploads, Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.requests import PredictionRequest
@@ -45,6 +45,8 @@ class SlotOutlet:
         *,
         id: str,
         max_input_bytes: int,
+        record: str = "",
+        scratch: str | None = None,
     ) -> None:
         self.dialect = dialect
         self.execution: Execution | None = None
@@ -56,7 +58,9 @@ class SlotOutlet:
         self._prediction = prediction
         self._uploader = uploader
         self._id = id
+        self._record = record
         self._max_input_bytes = max_input_bytes
+        self._scratch = scratch
         self._folder: TemporaryDirectory[str] | None = None
         self._uploads: PredictionUploads | None = None
 
@@ -100,27 +104,54 @@ class SlotOutlet:
         return shown
 
     def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
-        self._folder = TemporaryDirectory(prefix="cog-celery-", ignore_cleanup_errors=True)
-        return inputs.fetch(urls, Path(self._folder.name), max_bytes=self._max_input_bytes, cancel=cancel)
+        # In the runner's temporary folder, which is removed even when this process is killed.
+        self._folder = TemporaryDirectory(prefix="cog-celery-", dir=self._scratch, ignore_cleanup_errors=True)
+        folder = Path(self._folder.name)
+        return inputs.fetch(urls, folder, self._uploader.client, max_bytes=self._max_input_bytes, cancel=cancel)
 
     def upload(self, path: str, cancel: Cancel) -> str:
         if self._uploads is None:
             request = self._request
             headers = {name: value for name in ("traceparent", "tracestate") if (value := getattr(request, name))}
             self._uploads = self._uploader.for_prediction(
-                self._id, upload_urls=request.output_upload_urls, headers=headers, cancel=cancel
+                *(self._id, request.output_upload_urls, headers, cancel),
+                attempt=self._delivery.attempt,
+                scratch=self._scratch,
+                confirm=lambda: self._confirm(cancel),
             )
         return self._uploads.upload(path)
+
+    def _confirm(self, cancel: Cancel) -> None:
+        """See to it that the entry is still ours. Raises Canceled if it is not, and the execution has been told.
+
+        Through an outage, too: whoever gives the prediction up sets `cancel`.
+        """
+        held = (self._delivery.entry, self._owner, self._delivery.attempt)
+        pause = FIRST_PAUSE
+        while True:
+            cancel.check()
+            try:
+                [verdict] = self._queue.extend(self._link, [held])
+                break
+            except GroupMissing:
+                verdict = "lost"
+                break
+            except (ServerLost, ScriptMissing):
+                cancel.sleep(pause)
+                pause = min(LONGEST_PAUSE, pause * 2)
+        if verdict != "held":
+            self._stop("canceled" if verdict == "deleted" else "lost")
+            raise Canceled("The entry is not ours any more.")
 
     def close(self) -> None:
         """Remove the inputs' files."""
         if self._folder is not None:
             self._folder.cleanup()
 
-    def _place(self) -> tuple[Link, Delivery, str, str, str | None]:
+    def _place(self) -> tuple[Link, Delivery, str, str, str | None, str]:
         request = self._request
         assert request.response_queue is not None
-        return self._link, self._delivery, self._owner, request.response_queue, request.cancel_key
+        return self._link, self._delivery, self._owner, request.response_queue, request.cancel_key, self._record
 
     def _heed(self, answer: Published) -> None:
         if answer != "shown":

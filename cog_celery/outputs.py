@@ -11,10 +11,11 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 from urllib.parse import quote, urlsplit
 
 from urllib3.fields import RequestField
@@ -22,11 +23,18 @@ from urllib3.fields import RequestField
 from cog_celery import http_client, mime, urls
 from cog_celery.cancel import Cancel
 from cog_celery.errors import UploadError, UrlError, UsageError
-from cog_celery.http_client import Client, HttpFailure
-from cog_celery.urls import HttpUrl
+from cog_celery.http_client import Client, HttpFailure, TooSlow
+from cog_celery.runtime.cog._runner.places import NotToBeGiven, real_place
+from cog_celery.settings import Settings
+from cog_celery.urls import AddressPolicy, HttpUrl
 
 MODES: Final = ("auto", "put", "multipart")
 MAX_DATA_URI_BYTES: Final = 64 << 20
+MAX_BYTES: Final = 64 << 30
+MAX_FILES: Final = 10_000
+TIMEOUT: Final = 3600.0
+"""Seconds that all uploads of a prediction may take: each may take as long as its server keeps up the least rate."""
+
 BLOCK: Final = 64 << 10
 """One send, which must be done within the connect timeout: larger blocks would break slow lines."""
 
@@ -45,7 +53,7 @@ class Uploader:
 
     `mode` is `put` (the raw file, to a URL below `upload_url`), `multipart` (a form, to `upload_url` itself) or `auto`:
     whichever the server takes, found out at the first file. Without an `upload_url`, files become data URIs.
-    Raises UsageError.
+    `max_bytes` and `max_files` hold for each prediction. Raises UsageError.
     """
 
     def __init__(
@@ -53,8 +61,10 @@ class Uploader:
         upload_url: str | None,
         mode: str = "auto",
         *,
+        client: Client,
         max_data_uri_bytes: int = MAX_DATA_URI_BYTES,
-        client: Client | None = None,
+        max_bytes: int = MAX_BYTES,
+        max_files: int = MAX_FILES,
     ) -> None:
         if mode not in MODES:
             raise UsageError(f"the upload mode {mode!r} is none of {', '.join(MODES)}")
@@ -62,10 +72,25 @@ class Uploader:
             self.base = urls.parse(upload_url) if upload_url else None
         except UrlError as error:
             raise UsageError(f"the upload URL {urls.redact(upload_url or '')} cannot be used: {error}") from None
+        self.client = client
+        """Under the process's policy on addresses; for files in, too."""
         self.max_data_uri_bytes = max_data_uri_bytes
+        self.max_bytes = max_bytes
+        self.max_files = max_files
         # True: multipart; None: not known yet. Two threads may find out at once; they find the same.
         self._form: bool | None = {"auto": None, "put": False, "multipart": True}[mode]
-        self._client = client
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """As a process was told. Raises UsageError."""
+        return cls(
+            settings.upload_url,
+            settings.upload_mode,
+            client=Client(AddressPolicy.of(settings)),
+            max_data_uri_bytes=settings.max_data_uri_bytes,
+            max_bytes=settings.max_output_bytes,
+            max_files=settings.max_output_files,
+        )
 
     def for_prediction(
         self,
@@ -73,43 +98,52 @@ class Uploader:
         upload_urls: Sequence[str] | None = None,
         headers: Mapping[str, str] | None = None,
         cancel: Cancel | None = None,
+        *,
+        attempt: int = 1,
+        scratch: str | None = None,
+        confirm: Callable[[], None] = lambda: None,
     ) -> PredictionUploads:
         """The uploads of one prediction. `headers` (traceparent, tracestate) go along; those that are no header
-        values are left out. Raises UploadError when one of `upload_urls` cannot be used."""
+        values are left out. `scratch` is the folder that no link in it leads out of.
+
+        A late upload of an earlier attempt must not replace a file of this one: from the second on, names carry the
+        `attempt`. `upload_urls` cannot be renamed: `confirm` is called before each sending to one of them, and raises
+        if this attempt is over. Raises UploadError when one of `upload_urls` cannot be used.
+        """
         sent = {name: value for name, value in (headers or {}).items() if _HEADER_VALUE.fullmatch(value)}
         if id:
             sent["X-Prediction-ID"] = quote(id[:MAX_ID_LENGTH], safe=_VISIBLE, errors="replace")
-        return PredictionUploads(self, _presigned(upload_urls), sent, cancel or Cancel())
+        return PredictionUploads(self, _presigned(upload_urls), sent, cancel or Cancel(), attempt, scratch, confirm)
 
-    def store(self, file: OutputFile, name: str, headers: Mapping[str, str], cancel: Cancel) -> str:
+    def store(self, file: OutputFile, name: str, terms: Terms) -> str:
         """Upload to the worker's own URL under `name`; the output. Raises UploadError, Canceled."""
         assert self.base is not None
         if self._form:
-            return self._store_form(self.base, file, name, headers, cancel)
+            return self._store_form(self.base, file, name, terms)
         url = self.base.child(_quoted(name))
         try:
-            stored = self.put(url, file, headers, cancel)
+            stored = self.put(url, file, terms)
         except HttpFailure as failure:
             # Not after a redirect: then the server takes raw files, and it is the target that does not.
             if self._form is None and failure.status in _WANTS_A_FORM and failure.url == url:
-                output = self._store_form(self.base, file, name, headers, cancel, tried=failure)
+                output = self._store_form(self.base, file, name, terms, tried=failure)
                 self._form = True
                 return output
             raise _refused(name, url, failure) from None
         self._form = False
         return _location(name, stored)
 
-    def put(self, url: HttpUrl, file: OutputFile, headers: Mapping[str, str], cancel: Cancel) -> Stored:
-        """PUT the raw file. Raises HttpFailure, UploadError when the file changes meanwhile, Canceled."""
-        return self._send(url, _Body(file), {**headers, "Content-Type": file.type}, cancel, keep=0)
+    def put(self, url: HttpUrl, file: OutputFile, terms: Terms, confirm: Callable[[], None] = lambda: None) -> Stored:
+        """PUT the raw file. Raises HttpFailure, UploadError when the file changes meanwhile, Canceled, and whatever
+        `confirm` does, which is called before each sending."""
+        return self._send(url, _Body(file), {"Content-Type": file.type}, terms, keep=0, confirm=confirm)
 
     def _store_form(
         self,
         url: HttpUrl,
         file: OutputFile,
         name: str,
-        headers: Mapping[str, str],
-        cancel: Cancel,
+        terms: Terms,
         tried: HttpFailure | None = None,
     ) -> str:
         boundary = secrets.token_hex(16)
@@ -119,53 +153,102 @@ class Uploader:
         body = _Body(file, head, f"\r\n--{boundary}--\r\n".encode())
         content_type = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         try:
-            stored = self._send(url, body, {**headers, **content_type}, cancel, keep=MAX_ANSWER_BYTES)
+            stored = self._send(url, body, content_type, terms, keep=MAX_ANSWER_BYTES)
         except HttpFailure as failure:
             if tried is not None:
                 failure.reason += f" (to a form; a raw PUT to {tried.url.shown}: {tried.reason})"
             raise _refused(name, url, failure) from None
         return _answered_url(name, stored)
 
-    def _send(self, url: HttpUrl, body: _Body, headers: Mapping[str, str], cancel: Cancel, keep: int) -> Stored:
-        client = self._client or http_client.shared()
-        sent = {**headers, "Content-Length": str(body.size)}
+    def _send(
+        self,
+        url: HttpUrl,
+        body: _Body,
+        headers: Mapping[str, str],
+        terms: Terms,
+        keep: int,
+        confirm: Callable[[], None] = lambda: None,
+    ) -> Stored:
+        sent = {**terms.headers, **headers, "Content-Length": str(body.size)}
+        follow = http_client.REDIRECTS_OF_PUT
 
         def attempt() -> Stored:
-            with client.exchange(
-                "PUT", url, headers=sent, body=body.blocks, follow=http_client.REDIRECTS_OF_PUT, cancel=cancel
+            confirm()
+            with self.client.exchange(
+                "PUT", url, headers=sent, body=body.blocks, follow=follow, cancel=terms.cancel, until=terms.until
             ) as answer:
                 answer.require_success()
-                content = answer.response.read(keep) if keep else b""
+                content = answer.read(keep) if keep else b""
                 return Stored(answer.url, answer.response.headers.get("Location"), content)
 
-        return client.trying(attempt, cancel)
+        return self.client.trying(attempt, terms.cancel)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for an upload, wherever it goes: it is over at `until` (monotonic)."""
+
+    headers: Mapping[str, str]
+    cancel: Cancel
+    until: float
 
 
 class PredictionUploads:
     """The uploads of one prediction, one after the other, in the order of its output."""
 
     def __init__(
-        self, uploader: Uploader, presigned: Sequence[HttpUrl], headers: Mapping[str, str], cancel: Cancel
+        self,
+        uploader: Uploader,
+        presigned: Sequence[HttpUrl],
+        headers: Mapping[str, str],
+        cancel: Cancel,
+        attempt: int,
+        scratch: str | None,
+        confirm: Callable[[], None],
     ) -> None:
         self._uploader = uploader
         self._presigned = presigned
         self._headers = headers
         self._cancel = cancel
+        self._attempt = attempt
+        self._scratch = scratch
+        self._confirm = confirm
+        self._time_left = TIMEOUT
         self._count = 0
+        self._size = 0
         self._names: dict[str, int] = {}  # names taken, and the last number that each was given
 
     def upload(self, path: str) -> str:
-        """Upload the file; its URL, or a data URI. Raises UploadError, or Canceled."""
+        """Upload the file; its URL, or a data URI. Raises UploadError, Canceled, and what `confirm` raises."""
         self._cancel.check()
         self._count += 1
-        with open_output(path) as file:
-            if self._presigned:
-                return self._put_presigned(file)
-            if self._uploader.base is None:
-                return self._data_uri(file)
-            return self._uploader.store(file, self._free_name(file.name), self._headers, self._cancel)
+        if self._count > self._uploader.max_files:
+            raise UploadError(
+                f"The prediction has more than {self._uploader.max_files} output files, the limit. "
+                "Return fewer, or start the worker with another --max-output-files."
+            )
+        with open_output(path, self._scratch) as file:
+            self._size += file.size
+            if self._size > self._uploader.max_bytes:
+                raise UploadError(
+                    f"The output files up to {_quoted(file.name)} have {self._size} bytes together, and those of a "
+                    f"prediction may have {self._uploader.max_bytes}. "
+                    "Return smaller ones, or start the worker with another --max-output-bytes."
+                )
+            began = time.monotonic()
+            try:
+                return self._take(file, Terms(self._headers, self._cancel, began + self._time_left))
+            finally:
+                self._time_left -= time.monotonic() - began
 
-    def _put_presigned(self, file: OutputFile) -> str:
+    def _take(self, file: OutputFile, terms: Terms) -> str:
+        if self._presigned:
+            return self._put_presigned(file, terms)
+        if self._uploader.base is None:
+            return self._data_uri(file)
+        return self._uploader.store(file, self._free_name(file.name), terms)
+
+    def _put_presigned(self, file: OutputFile, terms: Terms) -> str:
         if self._count > len(self._presigned):
             raise UploadError(
                 f"The request brought {len(self._presigned)} output_upload_urls, and this prediction has more files. "
@@ -173,7 +256,7 @@ class PredictionUploads:
             )
         url = self._presigned[self._count - 1]
         try:
-            self._uploader.put(url, file, self._headers, self._cancel)
+            self._uploader.put(url, file, terms, self._confirm)
         except HttpFailure as failure:
             raise _refused(file.name, url, failure) from None
         return url.public
@@ -189,8 +272,11 @@ class PredictionUploads:
         return f"data:{file.type};base64,{base64.b64encode(content).decode()}"
 
     def _free_name(self, name: str) -> str:
-        """The name; for a second file with that name, `name-1.png`, and so on."""
+        """The name; of a later attempt `name-attempt2.png`; for a second file of that name `name-1.png`, and so on."""
         stem, extension = os.path.splitext(name)
+        if self._attempt > 1:
+            stem = f"{stem}-attempt{self._attempt}"
+            name = stem + extension
         free, number = name, self._names.get(name, 0)
         while free in self._names:
             number += 1
@@ -229,14 +315,20 @@ class OutputFile:
 
 
 @contextmanager
-def open_output(path: str) -> Iterator[OutputFile]:
-    """The file that a predictor gave out. Raises UploadError unless it is a regular file that can be read."""
+def open_output(path: str, scratch: str | None = None) -> Iterator[OutputFile]:
+    """The file that a predictor gave out, under the last part of its path.
+
+    Raises UploadError unless it is a regular file that can be read and given out; `scratch` is the runner's temporary
+    folder.
+    """
     name = _quoted(os.path.basename(path))
     if not os.path.isabs(path):
         raise UploadError(f"The output file {name} was not given as an absolute path.")
     try:
-        # O_NONBLOCK: nobody may ever open the other end of a FIFO.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # O_NONBLOCK: nobody may ever open the other end of a FIFO. O_NOFOLLOW: the links have been followed.
+        descriptor = os.open(real_place(path, scratch), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except NotToBeGiven as error:
+        raise UploadError(f"The output file {name} {error}.") from None
     except FileNotFoundError:
         raise UploadError(
             f"The output file {name} does not exist. The predictor must leave its files until predict() has returned."
@@ -341,6 +433,8 @@ def _advice(failure: HttpFailure) -> str:
             return "The server takes smaller files only."
         case status if status is not None and 300 <= status < 400:
             return "Only redirects with 307 or 308 keep the file: let the server answer one of them."
+        case _ if isinstance(failure, TooSlow):
+            return "Use a faster server."
         case _ if failure.retryable:
             return "Check that the server is up and can be reached from the worker."
         case _:

@@ -14,13 +14,13 @@ import time
 from collections import deque
 from pathlib import Path
 
-import urllib3
-
-from cog_celery.errors import ServerError
+from cog_celery.cancel import Cancel
+from cog_celery.errors import CogCeleryError, ServerError
+from cog_celery.http_client import Client
 from cog_celery.link import Link
 from cog_celery.settings import Settings
 from cog_celery.snapshots import timestamp
-from cog_celery.urls import redact
+from cog_celery.urls import AddressPolicy, parse, redact
 
 READY = Path("/var/run/cog/ready")
 MOST_LINES = 10_000
@@ -87,16 +87,17 @@ class SetupReport:
         if error is not None:
             thread.join(REPORT_TIMEOUT)  # the process is about to end
 
-    @staticmethod
-    def _post(url: str, body: dict[str, str]) -> None:
+    def _post(self, url: str, body: dict[str, str]) -> None:
+        content = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
         try:
-            timeout = urllib3.Timeout(total=REPORT_TIMEOUT)
-            with urllib3.PoolManager() as http:
-                answer = http.request("POST", url, json=body, timeout=timeout, retries=False, redirect=False)
-            if answer.status >= 400:
-                log.warning("the setup report was refused by %s: %d", redact(url), answer.status)
-        except urllib3.exceptions.HTTPError as error:
-            log.warning("the setup report could not be posted to %s: %s", redact(url), type(error).__name__)
+            client = Client(AddressPolicy.of(self._settings), allowance=REPORT_TIMEOUT)
+            with client.exchange(
+                *("POST", parse(url)), headers=headers, follow=frozenset(), cancel=Cancel(), body=lambda: [content]
+            ) as answer:
+                answer.require_success()
+        except CogCeleryError as error:
+            log.warning("the setup report could not be posted to %s: %s", redact(url), error)
 
 
 def set_ready_file(ready: bool) -> None:

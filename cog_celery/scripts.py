@@ -2,10 +2,10 @@
 
 They must not know what a request means. Tried on Redis 6.2, 7.0, 8.2 and Valkey 9.1.
 
-KEYS[1] is always the stream, whose group has the same name. Other keys are passed in, but for the capped stream of run
-times, which is the stream's name with a suffix. An *owner* is a consumer's name: a bridge `<name>~<random>`, a slot
-`<name>~<random>.<slot>`, or `released`. An entry is ours only at the attempt (its delivery count) that we know of:
-owner and attempt together are the fence.
+KEYS[1] is always the stream, whose group has the same name. Other keys are passed in, but for those that are made from
+the stream's name: the capped stream of run times and the counts. An *owner* is a consumer's name: a bridge
+`<name>~<random>`, a slot `<name>~<random>.<slot>`, or `released`. An entry is ours only at the attempt (its delivery
+count) that we know of: owner and attempt together are the fence.
 """
 
 from __future__ import annotations
@@ -39,10 +39,39 @@ local function value(entry)
   if not e then return nil end
   return value_of(e[2])
 end
+local function count(what)
+  redis.pcall('HINCRBY', 'cog-celery:' .. stream .. ':counts', what, 1)
+end
+-- A response replaces a response, never a list, a stream or whatever else somebody keeps under that name.
+local function writable(key)
+  local kind = redis.call('TYPE', key)['ok']
+  return kind == 'none' or kind == 'string'
+end
 local function set(key, snapshot, ttl)
   if ttl == '0' then redis.call('SET', key, snapshot) else redis.call('SET', key, snapshot, 'PX', ttl) end
 end
+-- Others wait for the same id: what its first request gets, they get.
+local function show_followers(record, snapshot, ttl)
+  redis.call('HSET', record, 'snapshot', snapshot)
+  for _, field in ipairs(redis.call('HKEYS', record)) do
+    local key = string.match(field, '^to:(.*)$')
+    if key and writable(key) then set(key, snapshot, ttl) end
+  end
+end
+-- The next entry: one that was given back, else a new one.
 local function read(owner)
+  while true do
+    local given_back = redis.pcall('XPENDING', stream, group, '-', '+', 1, 'released')
+    if given_back.err then return nil, given_back end
+    local p = given_back[1]
+    if not p then break end
+    local v = value(p[1])
+    if v ~= nil then
+      redis.call('XCLAIM', stream, group, owner, 0, p[1], 'JUSTID')
+      return {p[1], p[4], v}
+    end
+    redis.call('XACK', stream, group, p[1])
+  end
   local x = redis.pcall('XREADGROUP', 'GROUP', group, owner, 'COUNT', 1, 'STREAMS', stream, '>')
   if not x or x.err then return nil, x end
   local e = x[1][2][1]
@@ -96,22 +125,33 @@ redis.call('XCLAIM', stream, group, ARGV[4], 0, ARGV[1], 'JUSTID')
 return {ARGV[1], tonumber(ARGV[3]), v}
 """)
 
-# KEYS stream, response, cancel key. ARGV entry, owner, attempt, snapshot. Only a terminal response has a time to live.
-#   -> 0: not the owner | 1: written | 2: written, and the cancel key exists
+# KEYS stream, response, cancel key. ARGV entry, owner, attempt, snapshot, record of its id or ''. Only a terminal
+# response has a time to live.
+#   -> 0: not the owner | 1: written | 2: written, and the cancel key exists | 3: the response key is not for responses
 PUBLISH = Script("""
-if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
+if not ours(ARGV[1], ARGV[2], ARGV[3]) then
+  count('stale')
+  return 0
+end
+if not writable(KEYS[2]) then return 3 end
 redis.call('SET', KEYS[2], ARGV[4])
+if ARGV[5] ~= '' then show_followers(ARGV[5], ARGV[4], '0') end
 if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then return 2 end
 return 1
 """)
 
 # KEYS stream, settled[, response]. ARGV entry, owner, attempt, terminal snapshot, ttl in ms or 0, snapshot to be seen
-# before it or '', duration or '', take the next one: 0 or 1. `settled` keeps what its owner committed last, so that a
-# commit whose reply was lost can be told from one that came too late. -> done[, entry, attempt, value] | settled[,
-# entry, attempt, value] | stale
+# before it or '', duration or '', take the next one: 0 or 1, record of its id or '', how long that is kept in ms.
+# `settled` keeps what its owner committed last, so that a commit whose reply was lost can be told from one that came
+# too late. -> done[, entry, attempt, value] | settled[, entry, attempt, value] | stale | refused: the response key is
+# not for responses
 COMMIT = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then
-  if redis.call('GET', KEYS[2]) ~= ARGV[1] .. '/' .. ARGV[3] then return {'stale'} end
+  if redis.call('GET', KEYS[2]) ~= ARGV[1] .. '/' .. ARGV[3] then
+    count('stale')
+    return {'stale'}
+  end
+  count('settled')
   local p = redis.call('XPENDING', stream, group, '-', '+', 1, ARGV[2])[1]
   if not p then return {'settled'} end
   local v = value(p[1])
@@ -122,13 +162,20 @@ if not ours(ARGV[1], ARGV[2], ARGV[3]) then
   return {'settled', p[1], p[4], v}
 end
 if KEYS[3] then
+  if not writable(KEYS[3]) then return {'refused'} end
   if ARGV[6] ~= '' then set(KEYS[3], ARGV[6], ARGV[5]) end
   set(KEYS[3], ARGV[4], ARGV[5])
+end
+if ARGV[9] ~= '' then
+  show_followers(ARGV[9], ARGV[4], ARGV[5])
+  redis.call('HSET', ARGV[9], 'ended', '1')
+  redis.call('PEXPIRE', ARGV[9], ARGV[10])
 end
 redis.call('SET', KEYS[2], ARGV[1] .. '/' .. ARGV[3], 'EX', 86400)
 redis.call('XACK', stream, group, ARGV[1])
 redis.call('XDEL', stream, ARGV[1])
 -- Behind the point of no return nothing may be raised: a key of another type costs the statistics, not the answer.
+count('done')
 if ARGV[7] ~= '' then redis.pcall('XADD', stream .. '-run-time', 'MAXLEN', 100, '*', 'duration', ARGV[7]) end
 if ARGV[8] == '1' then
   local e = read(ARGV[2])
@@ -138,13 +185,25 @@ return {'done'}
 """)
 
 # KEYS stream, dead letters, [response]. ARGV entry, owner, attempt, terminal snapshot or '', ttl, reason, longest list
-# of dead letters. The entry leaves the stream for the dead letters, where it stays as it was, with the reason beside
-# it. -> 1 | 0: not the owner
+# of dead letters, record of its id or '', runs that it had, who had it last. The entry leaves the stream for the dead
+# letters, where it stays as it was, with the reason beside it.
+#   -> 1 | 0: not the owner | an error's text: it was ended, but not all could be written
 BURY = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 local fault
-if KEYS[3] and ARGV[4] ~= '' then set(KEYS[3], ARGV[4], ARGV[5]) end
-local copy = {'reason', ARGV[6], 'entry', ARGV[1], 'attempts', ARGV[3], 'owner', ARGV[2]}
+if KEYS[3] and ARGV[4] ~= '' then
+  if writable(KEYS[3]) then
+    set(KEYS[3], ARGV[4], ARGV[5])
+  else
+    fault = 'WRONGTYPE the response key holds something else'
+  end
+end
+if ARGV[8] ~= '' then
+  -- It was not answered by a prediction: the same id may be sent again.
+  if ARGV[4] ~= '' then show_followers(ARGV[8], ARGV[4], ARGV[5]) end
+  redis.call('DEL', ARGV[8])
+end
+local copy = {'reason', ARGV[6], 'entry', ARGV[1], 'attempts', ARGV[9], 'owner', ARGV[10]}
 local e = redis.call('XRANGE', stream, ARGV[1], ARGV[1])[1]
 if e then
   -- Lua can pass some 8,000 values at once; an entry with more fields than a request can have is cut.
@@ -158,6 +217,7 @@ if e then
 end
 redis.call('XACK', stream, group, ARGV[1])
 redis.call('XDEL', stream, ARGV[1])
+count('dead')
 return fault or 1
 """)
 
@@ -179,14 +239,16 @@ end
 return verdicts
 """)
 
-# KEYS stream. ARGV entry, owner, attempt, lease in ms. For any bridge to reclaim at once; the attempt does not count.
-#   -> 1 | 0: not the owner
+# KEYS stream, released. ARGV entry, owner, attempt, lease in ms. Whoever takes an entry next takes this one; the
+# attempt does not count. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
 RELEASE = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 if value(ARGV[1]) == nil then
   redis.call('XACK', stream, group, ARGV[1])
 else
   redis.call('XCLAIM', stream, group, 'released', 0, ARGV[1], 'IDLE', ARGV[4], 'JUSTID')
+  redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 'entry', ARGV[1])
+  count('released')
 end
 return 1
 """)
@@ -200,6 +262,7 @@ if value(ARGV[1]) == nil then
   redis.call('XACK', stream, group, ARGV[1])
   return 0
 end
+count('reclaimed')
 if ARGV[6] == '1' then
   redis.call('XCLAIM', stream, group, ARGV[5], 0, ARGV[1], 'RETRYCOUNT', p[4] + 1, 'JUSTID')
   return p[4] + 1
@@ -220,6 +283,27 @@ while true do
 end
 """)
 
+# KEYS stream, record of its id, response. ARGV entry, owner, attempt, ttl in ms or 0. An entry whose id another one
+# has, in flight or kept, ends here: its response key gets what the other one's gets.
+#   -> first: run it | follows | stale
+ENROLL = Script("""
+if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 'stale' end
+local first, ended, snapshot = unpack(redis.call('HMGET', KEYS[2], 'entry', 'ended', 'snapshot'))
+if first == ARGV[1] then return 'first' end
+if not first or not (ended or pending(first) or value(first) ~= nil) then
+  redis.call('DEL', KEYS[2])
+  redis.call('HSET', KEYS[2], 'entry', ARGV[1])
+  redis.call('EXPIRE', KEYS[2], 604800) -- a week; once it has ended, as long as is wanted
+  return 'first'
+end
+if snapshot and writable(KEYS[3]) then set(KEYS[3], snapshot, ended and ARGV[4] or '0') end
+if not ended then redis.call('HSET', KEYS[2], 'to:' .. KEYS[3], '') end
+redis.call('XACK', stream, group, ARGV[1])
+redis.call('XDEL', stream, ARGV[1])
+count('followed')
+return 'follows'
+""")
+
 # KEYS stream, credits. ARGV slot. -> 1 if the list lacked it
 CREDIT = Script("""
 if redis.call('LPOS', KEYS[2], ARGV[1]) then return 0 end
@@ -236,4 +320,22 @@ end
 return 1
 """)
 
-SCRIPTS = (TAKE, CLAIM, PUBLISH, COMMIT, BURY, EXTEND, RELEASE, RECLAIM, RECOVER, CREDIT, FORGET)
+# KEYS stream, dead letters. ARGV letter. The request goes back into the stream as it came, for a run like any other.
+#   -> entry | 0: there is no such letter | 1: it is none that BURY wrote
+RETRY = Script("""
+local letter = redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1])[1]
+if not letter then return 0 end
+local fields = letter[2]
+-- BURY puts these four before the fields of the request, which may have the same names; unpack has a limit, see there.
+for i, name in ipairs({'reason', 'entry', 'attempts', 'owner'}) do
+  if fields[2 * i - 1] ~= name then return 1 end
+end
+if #fields < 10 or #fields > 7000 then return 1 end
+-- Deletes nothing. Who may not delete the letter is told so now: later, the request would be there twice.
+redis.call('XDEL', KEYS[2], '0-0')
+local entry = redis.call('XADD', stream, '*', unpack(fields, 9))
+redis.call('XDEL', KEYS[2], ARGV[1])
+return entry
+""")
+
+SCRIPTS = (TAKE, CLAIM, PUBLISH, COMMIT, BURY, EXTEND, RELEASE, RECLAIM, RECOVER, ENROLL, CREDIT, FORGET, RETRY)

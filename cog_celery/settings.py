@@ -6,6 +6,7 @@ It must not know what a setting does, nor reach a server: it looks at values, an
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import os
 import re
@@ -25,6 +26,7 @@ from cog_celery.errors import UsageError
 PREFIX: Final = "COG_CELERY_"
 DEFAULT_REDIS_URL: Final = "redis://localhost:6379/0"
 DIALECTS: Final = ("cog-0.4", "cog-0.6")
+ADDRESSES: Final = ("cluster", "public")
 UPLOAD_MODES: Final = ("auto", "put", "multipart")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -34,6 +36,7 @@ RESERVED_SUFFIXES: Final = ("-dead", "-run-time", "-setup-time")
 
 # In a pod, every Service `cog-celery…` of the namespace puts variables of these forms into the environment.
 _SERVICE_LINK = re.compile(r"COG_CELERY_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+_HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -73,10 +76,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     setup_timeout: float | None = None
     cancel_grace: float = 5.0
     max_failure_count: int | None = None
+    max_age: float | None = None
+    max_length: int | None = None
+    idempotent_ids: bool | None = None
+    idempotent_ttl: float = 3600.0
 
     upload_url: str | None = None
     upload_mode: str = "auto"
+    response_prefix: str = ""
     response_ttl: float | None = None
+    addresses: str = "cluster"
+    allow_addresses: tuple[str, ...] = ()
+    deny_addresses: tuple[str, ...] = ()
     report_setup_run_url: str | None = None
     log_queue: str | None = None
 
@@ -84,7 +95,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_log_bytes: int = 4 << 20
     max_input_bytes: int = 8 << 30
     max_data_uri_bytes: int = 64 << 20
+    max_output_bytes: int = 64 << 30
+    max_output_files: int = 10_000
 
+    heartbeat_file: str | None = None
+    remote_control: bool = True
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -392,6 +407,17 @@ def _variable_name(text: str) -> str:
     return text
 
 
+def _network(text: str) -> str:
+    """A host's name (`*.example.com` for all below it), an address, or a network like 10.0.0.0/8."""
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        pass
+    if "/" in text or not _HOST.fullmatch(text.lower()):
+        raise ValueError("a host name, an address or a network like 10.0.0.0/8 is needed")
+    return text.lower()
+
+
 def _url(*schemes: str) -> Callable[[str], str]:
     expected = "a URL that begins with " + " or ".join(f"{scheme}://" for scheme in schemes) + " is needed"
 
@@ -504,6 +530,7 @@ _REDIS, _BROKER = Kind("URL", _redis_url, secret=True), Kind("URL", _broker_url,
 _HTTP = Kind("URL", _url("http", "https"), secret=True)
 _UPLOAD = Kind("URL", _upload_url, write=lambda url: url or "", secret=True)
 _QUEUES = Kind("NAME", parse_queue, write=_MANY_TEXT, many=True)
+_NETWORKS = Kind("HOST|NETWORK", _network, write=_MANY_TEXT, many=True)
 _VARIABLES = Kind("NAME", _variable_name, write=_MANY_TEXT, many=True)
 _SWITCH = Kind("", _switch, write=lambda value: "true" if value else "false", switch=True)
 _PLAIN = Kind("TEXT", _text)
@@ -513,14 +540,14 @@ _RUN, _BRIDGE, _WORKER = ("run",), ("bridge",), ("worker",)
 _FLEET = _RUN + _BRIDGE + _WORKER
 _MODEL = _RUN + _WORKER
 _LOCAL = (*_MODEL, "predict")
-_CLIENTS = ("send", "cancel", "check")
+_CLIENTS = ("send", "cancel", "check", "dead")
 
 OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "queues",
         _QUEUES,
         "The stream that requests are added to; a bridge serves several.",
-        (*_FLEET, "send", "cancel"),
+        (*_FLEET, "send", "cancel", "dead", "health"),
         flag="--queue",
         variables=(PREFIX + "QUEUE",),
         default="`run`: the name of the model's folder",
@@ -540,7 +567,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         (*_FLEET, "check"),
         default="as --redis-url",
     ),
-    Option("name", Kind("NAME", _name), "What consumers and nodes are named after.", _FLEET, default="the host's name"),
+    Option(
+        "name",
+        Kind("NAME", _name),
+        "What consumers and nodes are named after.",
+        (*_FLEET, "health"),
+        default="the host's name",
+    ),
     Option(
         "create_group",
         _SWITCH,
@@ -633,6 +666,33 @@ OPTIONS: Final[tuple[Option, ...]] = (
         default="no limit",
     ),
     Option(
+        "max_age",
+        _LIMIT,
+        "A request that waited longer than this when its turn comes is not run any more: it fails.",
+        _MODEL,
+        default="no limit",
+    ),
+    Option(
+        "max_length",
+        _count(1),
+        "A stream that is longer than this is warned of in the log.",
+        _RUN + _BRIDGE,
+        default="no limit",
+    ),
+    Option(
+        "idempotent_ids",
+        _SWITCH,
+        "A request with the id of another one is not run: it gets the other's responses. Stored with the queue.",
+        _FLEET,
+        default="the queue's, else off",
+    ),
+    Option(
+        "idempotent_ttl",
+        _seconds(least=0.001),
+        "How long an id is remembered after its prediction has ended, with --idempotent-ids.",
+        _MODEL,
+    ),
+    Option(
         "upload_url",
         _UPLOAD,
         "Where output files are PUT.",
@@ -645,7 +705,35 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "How they are PUT: raw, as a multipart form, or whichever the server takes.",
         _MODEL,
     ),
+    Option(
+        "response_prefix",
+        _PLAIN,
+        "What every response_queue and cancel_key must begin with; requests that name others are refused.",
+        _FLEET,
+        default="none",
+    ),
     Option("response_ttl", _LIMIT, "How long a terminal response is kept.", _FLEET, default="for ever"),
+    Option(
+        "addresses",
+        _choice(*ADDRESSES),
+        "Where files may come from and go to: private networks too, or public addresses alone; never this host, its "
+        "link or cloud metadata, unless allowed.",
+        _MODEL,
+    ),
+    Option(
+        "allow_addresses",
+        _NETWORKS,
+        "A host name, address or network that --addresses would refuse, and that is allowed all the same.",
+        _LOCAL,
+        flag="--allow-address",
+    ),
+    Option(
+        "deny_addresses",
+        _NETWORKS,
+        "A host name, address or network that is refused, whatever else allows it.",
+        _LOCAL,
+        flag="--deny-address",
+    ),
     Option("report_setup_run_url", _HTTP, "A URL that is told once how setup() went.", _MODEL),
     Option("log_queue", _PLAIN, "A Redis list that setup's log lines are pushed to.", _MODEL),
     Option("max_request_bytes", _SIZE, "The size of a request's message.", _FLEET),
@@ -657,11 +745,22 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "The size of a file that is put into a response as a data URI.",
         _LOCAL,
     ),
+    Option("max_output_bytes", _SIZE, "The size of all output files of one prediction together.", _LOCAL),
+    Option("max_output_files", _count(1), "The output files of one prediction.", _LOCAL),
+    Option(
+        "heartbeat_file",
+        _PATH,
+        "The file that the loop of a bridge or worker touches, for `cog-celery health`; `run` appends .bridge and "
+        ".worker.",
+        (*_FLEET, "health"),
+        default="one in the temporary folder",
+    ),
+    Option("remote_control", _SWITCH, "Celery's remote control: Flower's buttons, `celery inspect`, revoke.", _MODEL),
     Option(
         "log_level",
         _choice(*LOG_LEVELS),
         "What is logged to standard error.",
-        (*_FLEET, "predict", *_CLIENTS),
+        (*_FLEET, "predict", "health", *_CLIENTS),
     ),
 )
 

@@ -11,26 +11,22 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from cog_celery.errors import GroupMissing, RunnerDied, ServerError, ServerLost, SetupError
+from cog_celery import failpoints
+from cog_celery.errors import GroupMissing, ServerError, ServerLost
 from cog_celery.execution import Execution, Wake
-from cog_celery.guardian import Guardian
-from cog_celery.link import Link, Outage, insist
-from cog_celery.outlet import LARGEST, SlotOutlet, model_log, too_large
-from cog_celery.outputs import Uploader
+from cog_celery.link import Link, insist
+from cog_celery.outlet import LARGEST, SlotOutlet, too_large
 from cog_celery.prediction import Prediction
 from cog_celery.refusing import refuse
-from cog_celery.requests import PredictionRequest, Refusal, parse
-from cog_celery.rows import Rows
-from cog_celery.runner import Ready, Runner, RunnerCommand
-from cog_celery.settings import Settings
+from cog_celery.requests import PredictionRequest, Refusal, expired, parse
+from cog_celery.respawning import RespawningRunner
+from cog_celery.runner import Ready
 from cog_celery.snapshots import Dialect, dialect
-from cog_celery.stream import Delivery, Queue, QueueSettings, Ticket
+from cog_celery.stream import Delivery, Queue, Ticket
+from cog_celery.workshop import Workshop
 
 T = TypeVar("T")
 
@@ -40,34 +36,11 @@ LONG = 0.2
 """
 HANDOVER = 1.0
 """Seconds for which a ticket waits for its slot; longer ones are duplicates, for a slot that is at work."""
+LONGEST_WAIT = 1.0
+"""Seconds for which a slot waits for an entry within its turn."""
 LAST_LINES = 5
-SETUP_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds between attempts to set a predictor up again after its runner died. After the last one the slot gives up."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What the slots of a worker share."""
-
-    settings: Settings
-    agreed: QueueSettings
-    queue: Queue
-    uploader: Uploader
-    guardian: Guardian
-    rows: Rows
-    outage: Outage
-    spawner: Executor
-    """One thread that lives as long as the worker: a runner dies with the thread that spawned it."""
-    draining: threading.Event
-    """Nothing new is started."""
-    giving_up: threading.Event
-    """Nothing is waited for any more: the drain's limit is over."""
-    is_revoked: Callable[[str], bool]
-    on_setup_lines: Callable[[list[str]], None]
-    on_finished: Callable[[Prediction], None]
-    on_broken: Callable[[str], None]
 
 
 class Current:
@@ -95,38 +68,26 @@ class Slot:
         self.current: Current | None = None
         self.waiting = False
         """Whether it waits for an entry in a blocking read."""
+        self.turns = 0
+        """How many tickets came."""
         self._shop = shop
-        self._environment = environment
-        self._scratch: TemporaryDirectory[str] | None = None
         self.link = Link(shop.settings.redis_url, f"cog-celery-slot:{self.consumer}", shop.outage)
         self._wake = Wake()
         self._busy = threading.Lock()
-        self._runner: Runner | None = None
+        self._runner = RespawningRunner(
+            index, shop, environment, self._wake.fileno(), lambda took: count_setup(shop.queue, self.link, took)
+        )
         self._lacking_since: float | None = None
 
     # -- its runner
 
     def set_up(self) -> Ready:
         """Start the runner and wait for setup(); what the runner says of it. Raises SetupError, OSError."""
-        shop = self._shop
-        self._clear_scratch()
-        # What the model, or the runner for it, leaves in its temporary folder goes when the runner does.
-        self._scratch = TemporaryDirectory(prefix="cog-celery-runner-", ignore_cleanup_errors=True)
-        shop.guardian.watch_folder(self._scratch.name)
-        environment = {**self._environment, "TMPDIR": self._scratch.name}
-        command = RunnerCommand(shop.settings.python, shop.settings.model_dir or ".", environment)
-        runner = self._runner = shop.spawner.submit(Runner, command, shop.guardian).result()
-        if shop.draining.is_set():
-            runner.kill()  # the drain has killed the others, and may not have seen this one
-        ready = runner.setup(command, shop.on_setup_lines, shop.settings.setup_timeout)
-        runner.attend(self._wake.fileno())
-        log.info("slot %d is ready: setup() took %.2f s, runner %d", self.index, ready.setup_time, runner.pid)
-        return ready
+        return self._runner.set_up()
 
     def kill_runner(self) -> None:
         """End the runner from another thread; whoever uses it is told by its death."""
-        if self._runner is not None:
-            self._runner.kill()
+        self._runner.kill()
 
     def abandon(self) -> None:
         """Stop what it does, in this order: the runner's death is then not the prediction's."""
@@ -139,17 +100,9 @@ class Slot:
         if not self._busy.acquire(timeout=1.0):
             self.kill_runner()
             return
-        if self._runner is not None:
-            self._runner.end()
-        self._clear_scratch()
+        self._runner.close()
         self.link.close()
         self._wake.close()
-
-    def _clear_scratch(self) -> None:
-        if self._scratch is not None:
-            self._shop.guardian.forget_folder(self._scratch.name)
-            self._scratch.cleanup()
-            self._scratch = None
 
     # -- its turn
 
@@ -165,8 +118,10 @@ class Slot:
             return False
         try:
             self.idle_since = None
+            self.turns += 1
             ends = time.monotonic() + self._shop.settings.turn
             delivery = self._insist(lambda: self._shop.queue.claim(self.link, ticket))
+            failpoints.reach("slot.claimed")
             if delivery is None:
                 log.info("ticket for %s is void, the slot takes its turn all the same", ticket.entry)
             self._serve(delivery, ends)
@@ -186,11 +141,12 @@ class Slot:
         """Put the credit down: the slot is idle. Only with `_busy` held."""
         if self._shop.draining.is_set():
             return
-        if (self._runner is None or self._runner.ended) and not self._revive():
+        if self._runner.ended and not self._runner.respawn():
             return
         self.idle_since = time.monotonic()
         try:
             self._insist(lambda: self._shop.queue.put_credit(self.link, self.consumer))
+            failpoints.reach("slot.credited")
         except ServerError as error:
             log.error("slot %d could not put its credit down, the heartbeat will: %s", self.index, error)
 
@@ -199,15 +155,16 @@ class Slot:
         """Whether it is in a turn."""
         return self._busy.locked()
 
-    def renew_credit(self, link: Link, lease: float, *, at_once: bool) -> None:
-        """From the heartbeat: put an idle slot's credit down again, if it was lost and no ticket came for a lease.
+    def renew_credit(self, link: Link, patience: float, *, at_once: bool) -> bool:
+        """From the heartbeat: put an idle slot's credit down again, if it was lost and no ticket came for `patience`
+        seconds; True in that case: a bridge died, or tickets do not reach us.
 
         `at_once`: the worker was not known for a while, and its credits were thrown away.
         """
         idle_since = self.idle_since
         if idle_since is None or self.busy:
             self._lacking_since = None
-            return
+            return False
         now = time.monotonic()
         if at_once:
             self._shop.queue.put_credit(link, self.consumer)
@@ -216,10 +173,33 @@ class Slot:
             self._lacking_since = None
         elif self._lacking_since is None or self._lacking_since < idle_since:
             self._lacking_since = now  # a ticket may be on its way
-        elif now - self._lacking_since > lease and idle_since == self.idle_since:
+        elif now - self._lacking_since > patience and idle_since == self.idle_since:
             log.warning("the credit of slot %d was lost, it is put down again", self.index)
             self._shop.queue.put_credit(link, self.consumer)
             self._lacking_since = None
+            return True
+        return False
+
+    def mend(self) -> None:
+        """From the heartbeat: an idle slot whose runner died gets another, before a request has to wait for it."""
+        if self.idle_since is None or not self._busy.acquire(blocking=False):
+            return
+        if self._runner.lives():
+            self._busy.release()
+        else:
+            threading.Thread(target=self._mend, name=f"mend slot {self.index}", daemon=True).start()
+
+    def _mend(self) -> None:
+        """With `_busy` held, which it lets go of."""
+        try:
+            # Without the credit, a ticket is on its way: then its turn sees to the runner.
+            if self.idle_since is not None and self._shop.queue.withdraw_credit(self.link, self.consumer):
+                self.idle_since = None
+                self._rest()
+        except ServerError as error:
+            log.warning("slot %d keeps its credit without a runner: %s", self.index, error)
+        finally:
+            self._busy.release()
 
     def cancel(self, id: str) -> bool:
         """Cancel the prediction of this id, if it runs here."""
@@ -239,10 +219,10 @@ class Slot:
                     return
                 delivery = self._next(left)
                 if delivery is None:
-                    return
+                    return  # also before the turn is over: what was given back comes with a ticket alone
                 continue
             self.current = Current(delivery)
-            if not self._ready():
+            if not self._runner.lives() and not self._runner.respawn():
                 break
             delivery = self._handle(delivery, ends)
             self.current = None
@@ -253,6 +233,7 @@ class Slot:
         """Give an entry back, if it is still ours."""
         release = partial(self._shop.queue.release, self.link, delivery.entry, self.consumer, delivery.attempt)
         self._insist(partial(release, self._shop.agreed.lease))
+        failpoints.reach("slot.released")
 
     def _next(self, left: float) -> Delivery | None:
         """The next entry that comes while the turn lasts."""
@@ -260,39 +241,11 @@ class Slot:
         try:
             if self._shop.draining.is_set():
                 return None
-            return self._shop.queue.next(self.link, self.consumer, left)
+            return self._shop.queue.next(self.link, self.consumer, min(left, LONGEST_WAIT))
         except ServerLost:
             return self._insist(lambda: self._shop.queue.recover(self.link, self.consumer))
         finally:
             self.waiting = False
-
-    def _ready(self) -> bool:
-        """See to it that the runner is alive; False when it cannot be, and the worker has been told."""
-        try:
-            if self._runner is not None:
-                for line in self._runner.between():
-                    model_log.info("between predictions: %s", line)
-                return True
-        except RunnerDied as death:
-            log.warning("the runner of slot %d ended between predictions (exitcode %d)", self.index, death.exitcode)
-        return self._revive()
-
-    def _revive(self) -> bool:
-        self._runner = None
-        for pause in (0.0, *SETUP_PAUSES):
-            if self._shop.draining.wait(pause):
-                return False
-            try:
-                self._count_setup(self.set_up().setup_time)
-                return True
-            except (SetupError, OSError) as error:
-                log.error("slot %d: %s", self.index, error)
-                self._runner = None
-        self._shop.on_broken(f"slot {self.index}: its predictor could not be set up again")
-        return False
-
-    def _count_setup(self, took: float) -> None:
-        count_setup(self._shop.queue, self.link, took)
 
     # -- one prediction
 
@@ -302,13 +255,21 @@ class Slot:
         assert current is not None
         began = time.monotonic()
         try:
-            request = parse(delivery.value, shop.queue.name, shop.settings.max_request_bytes)
+            request = parse(
+                delivery.value, shop.queue.name, shop.settings.max_request_bytes, shop.settings.response_prefix
+            )
         except Refusal as error:
             refusal, ttl = error, shop.settings.response_ttl_ms
             self._insist(
                 lambda: refuse(self.link, shop.queue, delivery, self.consumer, refusal, shop.agreed.dialect, ttl)
             )
+            failpoints.reach("slot.refused")
             return None
+        record = ""
+        if shop.agreed.idempotent_ids and request.id is not None:
+            record = shop.queue.record(request.id)
+            if not self._enroll(delivery, request, record):
+                return None
         id = prediction_id(request, delivery)
         current.id, current.cancel_key = id, request.cancel_key
         if request.webhook is not None:
@@ -322,27 +283,48 @@ class Slot:
             shop.uploader,
             id=id,
             max_input_bytes=shop.settings.max_input_bytes,
+            scratch=self._runner.scratch,
+            record=record,
         )
-        try:
-            execution = self._execute(current, request, prediction, outlet)
-        finally:
-            outlet.close()
-        answered, next = False, None
-        if execution.reason == "refused":
-            self._bury(delivery, request)
-        elif prediction.terminal:
-            answered, next = self._commit(delivery, request, prediction, outlet.dialect, execution.unshown, began, ends)
+        late = expired(request, delivery.entry, time.time(), shop.settings.max_age)
+        execution: Execution | None = None
+        if late is not None:
+            log.warning("prediction %s is not run: %s", id, late)
+            prediction.fail(time.time(), late, "input")
         else:
-            log.warning("prediction %s was given up: %s", id, execution.reason or "its runner is gone")
+            try:
+                execution = self._execute(current, request, prediction, outlet)
+            finally:
+                outlet.close()
+            failpoints.reach("slot.predicted")
+        answered, next = False, None
+        if execution is not None and execution.reason == "refused":
+            self._bury(delivery, request, record)
+        elif prediction.terminal:
+            unshown = execution is not None and execution.unshown
+            answered, next = self._commit(delivery, request, prediction, outlet.dialect, unshown, began, ends, record)
+            failpoints.reach("slot.committed")
+        else:
+            log.warning("prediction %s was given up: %s", id, (execution and execution.reason) or "its runner is gone")
             self._release(delivery)
         self.current = None
         self._row(id, prediction if answered else None, time.monotonic() - began)
         if answered:
             shop.on_finished(prediction)
-        if self._runner is not None and self._runner.ended:
-            self._tell_death(id, self._runner.exitcode, prediction)
-            self._revive()
+        if self._runner.died:
+            self._tell_death(id, self._runner.runner.exitcode, prediction)
+            self._runner.respawn()
         return next
+
+    def _enroll(self, delivery: Delivery, request: PredictionRequest, record: str) -> bool:
+        """Whether this request is to be run; else another one with its id is, or was, and the entry ended here."""
+        shop, response = self._shop, request.response_queue
+        assert response is not None
+        ttl = shop.settings.response_ttl_ms
+        verdict = self._insist(lambda: shop.queue.enroll(self.link, delivery, self.consumer, record, response, ttl))
+        if verdict != "first":
+            log.info("entry %s is not run: another one has the id %.100r (%s)", delivery.entry, request.id, verdict)
+        return verdict == "first"
 
     def _execute(
         self, current: Current, request: PredictionRequest, prediction: Prediction, outlet: SlotOutlet
@@ -350,9 +332,8 @@ class Slot:
         """Run a prediction; once more when its runner turns out to be dead before it took the input."""
         settings = self._shop.settings
         for last_try in (False, True):
-            assert self._runner is not None
             execution = Execution(
-                *(self._runner, prediction, outlet),
+                *(self._runner.runner, prediction, outlet),
                 id=current.delivery.entry,
                 timeout=settings.predict_timeout,
                 grace=settings.cancel_grace,
@@ -364,7 +345,7 @@ class Slot:
             # The cancel key may be there already: then predict() is not entered.
             hold = request.cancel_key is not None or execution.reason is not None
             took = execution.run(bytes(request.input), hold=hold, context=request.context, last_try=last_try)
-            if took or not self._revive():
+            if took or not self._runner.respawn():
                 break
         return execution
 
@@ -377,6 +358,7 @@ class Slot:
         unshown: bool,
         began: float,
         ends: float,
+        record: str,
     ) -> tuple[bool, Delivery | None]:
         """Write the terminal snapshot: whether it was written, and the next entry, if it was taken in the same step."""
         shop = self._shop
@@ -385,7 +367,7 @@ class Slot:
         if len(snapshot) > LARGEST:
             snapshot, before = dialect.render(prediction.without_output(too_large(snapshot))), b""
         now = time.monotonic()
-        take = now < ends and not shop.draining.is_set() and self._runner is not None and not self._runner.ended
+        take = now < ends and not shop.draining.is_set() and not self._runner.ended
         verdict, next = self._insist(
             lambda: shop.queue.commit(
                 self.link,
@@ -397,21 +379,27 @@ class Slot:
                 before=before,
                 duration=now - began,
                 take=take,
+                record=record,
+                record_ttl=shop.settings.idempotent_ttl,
             )
         )
         if verdict == "refused":
-            self._bury(delivery, request)
+            self._bury(delivery, request, record)
         elif verdict == "stale":
             log.warning("the answer to %s came too late: another attempt owns it", delivery.entry)
         return verdict in ("done", "settled"), next
 
-    def _bury(self, delivery: Delivery, request: PredictionRequest) -> None:
+    def _bury(self, delivery: Delivery, request: PredictionRequest, record: str) -> None:
         """End a delivery whose response may not be written: nobody could ever read it."""
         reason = (
             f"The response key {request.response_queue!r} may not be written: ask for another, or give us the right."
         )
         log.error("entry %s: %s", delivery.entry, reason)
-        self._insist(lambda: self._shop.queue.bury(self.link, delivery, self.consumer, None, b"", reason))
+        unread = Prediction()
+        unread.fail(time.time(), reason, "input")
+        snapshot = dialect(self._shop.agreed.dialect, None).render(unread)  # for others with the same id
+        bury = partial(self._shop.queue.bury, self.link, delivery, self.consumer, None, snapshot, reason)
+        self._insist(partial(bury, record=record, ran=True))
 
     def _tell_death(self, id: str, exitcode: int, prediction: Prediction) -> None:
         how = signal.Signals(-exitcode).name if -exitcode in signal.valid_signals() else f"exitcode {exitcode}"

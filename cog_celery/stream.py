@@ -6,6 +6,7 @@ Link.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from typing import Literal
@@ -67,6 +68,7 @@ class QueueSettings(msgspec.Struct, frozen=True):
     dialect: Literal["cog-0.4", "cog-0.6"] = "cog-0.4"
     lease: float = 10.0
     max_attempts: int = 3
+    idempotent_ids: bool = False
 
 
 def life(name: str) -> str:
@@ -91,6 +93,10 @@ class Queue:
         self.announce_prefix = f"{OUR_PREFIX}{name}:worker:"
         self.settings_key = f"{OUR_PREFIX}{name}:settings"
         self.settled_prefix = f"{OUR_PREFIX}{name}:settled:"
+        self.record_prefix = f"{OUR_PREFIX}{name}:id:"
+        self.released = f"{OUR_PREFIX}{name}:released"
+        self.counts = f"{OUR_PREFIX}{name}:counts"
+        self._released_after = "0-0"
         self.dead = f"{name}-dead"
         self.run_time = f"{name}-run-time"
         self.setup_time = f"{name}-setup-time"
@@ -125,11 +131,23 @@ class Queue:
             return False
         return True
 
-    def agree(self, link: Link, dialect: str | None, lease: float | None, max_attempts: int | None) -> QueueSettings:
+    def agree(
+        self,
+        link: Link,
+        dialect: str | None,
+        lease: float | None,
+        max_attempts: int | None,
+        idempotent_ids: bool | None = None,
+    ) -> QueueSettings:
         """The queue's settings: those that it has, else these. Raises SettingsConflict when they were chosen and
         differ.
         """
-        wanted = {"dialect": dialect, "lease": lease, "max_attempts": max_attempts}
+        wanted = {
+            "dialect": dialect,
+            "lease": lease,
+            "max_attempts": max_attempts,
+            "idempotent_ids": idempotent_ids,
+        }
         default = QueueSettings()
         for name, value in wanted.items():
             chosen = getattr(default, name) if value is None else value
@@ -169,9 +187,29 @@ class Queue:
                 return ("no credit",)
 
     def watch(self, link: Link, last: str, wait: float) -> None:
-        """Return when an entry came after `last`, or after `wait` seconds. Consumes nothing."""
+        """Return when an entry came after `last`, when one was given back, or after `wait` seconds. Consumes nothing.
+
+        Only one thread may watch.
+        """
         block = max(1, int(wait * 1000))
-        link.call("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", self.name, last, wait=wait)
+        streams = (self.name, self.released, last, self._released_after)
+        answer = link.call("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", *streams, wait=wait)
+        for stream, entries in answer or ():
+            if stream == self.released.encode():
+                self._released_after = entries[-1][0].decode()
+
+    def length(self, link: Link) -> int:
+        """How many requests wait or run."""
+        return int(link.call("XLEN", self.name))
+
+    def idle_slots(self, link: Link) -> int:
+        """How many credits are down; some may be of workers that are gone."""
+        return int(link.call("LLEN", self.credits))
+
+    def owners(self, link: Link) -> dict[str, int]:
+        """Who has something in the pending list, and how much."""
+        summary = link.call("XPENDING", self.name, self.name)
+        return {name.decode(errors="surrogateescape"): int(count) for name, count in summary[3] or ()}
 
     def wait_for_credit(self, link: Link, wait: float) -> None:
         """Return when a slot is idle, or after `wait` seconds. Leaves the list as it was."""
@@ -248,18 +286,32 @@ class Queue:
         return _delivery(answer) if answer else None
 
     def publish(
-        self, link: Link, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes
+        self,
+        link: Link,
+        delivery: Delivery,
+        owner: str,
+        response: str,
+        cancel: str | None,
+        record: str,
+        snapshot: bytes,
     ) -> Published:
-        """Write a snapshot that is not the last one."""
-        self.post_publish(link, delivery, owner, response, cancel, snapshot)
+        """Write a snapshot that is not the last one; `record` as record() gave it."""
+        self.post_publish(link, delivery, owner, response, cancel, record, snapshot)
         return self.published(link)
 
     def post_publish(
-        self, link: Link, delivery: Delivery, owner: str, response: str, cancel: str | None, snapshot: bytes
+        self,
+        link: Link,
+        delivery: Delivery,
+        owner: str,
+        response: str,
+        cancel: str | None,
+        record: str,
+        snapshot: bytes,
     ) -> None:
         """As publish(), whose answer is to be taken by published(), before anything else is asked on this link."""
         keys = (self.name, response) if cancel is None else (self.name, response, cancel)
-        link.post_script(scripts.PUBLISH, keys, delivery.entry, owner, delivery.attempt, snapshot)
+        link.post_script(scripts.PUBLISH, keys, delivery.entry, owner, delivery.attempt, snapshot, record)
 
     def published(self, link: Link) -> Published:
         """The answer to post_publish()."""
@@ -280,6 +332,8 @@ class Queue:
         before: bytes = b"",
         duration: float | None = None,
         take: bool = False,
+        record: str = "",
+        record_ttl: float = 1.0,
     ) -> tuple[Literal["done", "settled", "stale", "refused"], Delivery | None]:
         """Write the terminal snapshot, end the delivery and, with `take`, become the owner of the next entry.
 
@@ -292,7 +346,7 @@ class Queue:
             answer = link.script(
                 *(scripts.COMMIT, keys, delivery.entry, owner, delivery.attempt, snapshot, ttl, before),
                 "" if duration is None else f"{duration:.6f}",
-                int(take),
+                *(int(take), record, max(1, round(record_ttl * 1000))),
             )
         except Forbidden:
             return "refused", None
@@ -307,26 +361,43 @@ class Queue:
         snapshot: bytes,
         reason: str,
         ttl: int = 0,
+        record: str = "",
+        last_owner: str = "",
+        ran: bool = False,
     ) -> bool | str:
         """End a delivery for good: a snapshot, if anybody listens, and a copy among the dead letters.
 
-        False: not the owner. A text: it was ended, but this is what could not be written, and why.
+        `last_owner`: who had it before `owner`, if that matters more. `ran`: whether this attempt was a run, as those
+        before it were. False: not the owner. A text: it was ended, but this is what could not be written, and why.
         """
         reason_bytes = reason.encode(errors="replace")
         arguments = (delivery.entry, owner, delivery.attempt, snapshot, ttl, reason_bytes, DEAD_LETTERS)
+        letter = (record, delivery.attempt - (not ran), last_owner or owner)
         keys = (self.name, self.dead)
         fault = ""
         if response is None:
-            answer = link.script(scripts.BURY, keys, *arguments)
+            answer = link.script(scripts.BURY, keys, *arguments, *letter)
         else:
             try:
-                answer = link.script(scripts.BURY, (*keys, response), *arguments)
+                answer = link.script(scripts.BURY, (*keys, response), *arguments, *letter)
             except Forbidden as error:
                 fault = str(error)
-                answer = link.script(scripts.BURY, keys, *arguments)
+                answer = link.script(scripts.BURY, keys, *arguments, *letter)
         if isinstance(answer, bytes):
             fault = f"{fault} {answer.decode(errors='replace')}".strip()
         return fault or bool(answer)
+
+    def record(self, id: str | int) -> str:
+        """The key of what is known of the requests with this id, whatever is in it."""
+        return self.record_prefix + hashlib.sha256(str(id).encode(errors="surrogatepass")).hexdigest()[:32]
+
+    def enroll(
+        self, link: Link, delivery: Delivery, owner: str, record: str, response: str, ttl: int
+    ) -> Literal["first", "follows", "stale"]:
+        """Whether this entry is to be run: `follows` was ended here, since another one has its id."""
+        keys = (self.name, record, response)
+        answer = link.script(scripts.ENROLL, keys, delivery.entry, owner, delivery.attempt, ttl)
+        return answer.decode()  # type: ignore[no-any-return]
 
     def setup_took(self, link: Link, seconds: float) -> None:
         """Add one setup to the statistics."""
@@ -342,8 +413,9 @@ class Queue:
         return [_VERDICTS[verdict] for verdict in answer]
 
     def release(self, link: Link, entry: str, owner: str, attempt: int, lease: float) -> bool:
-        """Give an entry back, to be reclaimed at once; this attempt does not count. False: not the owner."""
-        return bool(link.script(scripts.RELEASE, (self.name,), entry, owner, attempt, int(lease * 1000) + 1))
+        """Give an entry back, to be taken at once; this attempt does not count. False: not the owner."""
+        keys = (self.name, self.released)
+        return bool(link.script(scripts.RELEASE, keys, entry, owner, attempt, int(lease * 1000) + 1))
 
     def forget(self, link: Link, consumer: str) -> None:
         """Delete a consumer, if nothing is pending for it."""

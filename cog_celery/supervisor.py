@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Final, Self, cast
 
+import msgspec
 import redis
 
 from cog_celery.embedded import EmbeddedServer
@@ -53,7 +54,7 @@ def run(
             return stopped_early
         worker = stack.enter_context(_WorkerLook(settings))
         patience = settings.drain_timeout + settings.cancel_grace + STOP_MARGIN
-        fleet = Fleet(COMMANDS, settings.child_env(os.environ), patience, signals)
+        fleet = Fleet(COMMANDS, settings, patience, signals)
         stack.callback(fleet.kill)
         fleet.start()
         is_ready = fleet.wait_for(worker.ready)
@@ -108,10 +109,10 @@ class Fleet:
     """The children, by name, from their start to the end of the last; `patience`: seconds they may take to stop."""
 
     def __init__(
-        self, commands: Mapping[str, Sequence[str]], env: Mapping[str, str], patience: float, signals: Signals
+        self, commands: Mapping[str, Sequence[str]], settings: Settings, patience: float, signals: Signals
     ) -> None:
         self._commands = commands
-        self._env = env
+        self._settings = settings
         self._patience = patience
         self._signals = signals
         self._passed_on = 0
@@ -123,8 +124,14 @@ class Fleet:
         for name, command in self._commands.items():
             # A session of its own: Ctrl-C in a terminal reaches the parent alone, which passes it on once.
             self._children[name] = subprocess.Popen(
-                tied(command), env=self._env, stdin=subprocess.DEVNULL, start_new_session=True
+                tied(command), env=self._environment(name), stdin=subprocess.DEVNULL, start_new_session=True
             )
+
+    def _environment(self, name: str) -> dict[str, str]:
+        settings, file = self._settings, self._settings.heartbeat_file
+        if file is not None:  # one for each
+            settings = msgspec.structs.replace(settings, heartbeat_file=f"{file}.{name}")
+        return settings.child_env(os.environ)
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
         """Whether it came true before a child ended or a signal came, which no child has been told of yet."""

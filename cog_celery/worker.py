@@ -1,4 +1,4 @@
-"""A worker, Celery's side of it: the threads pool, the queue of this life, signals and remote control.
+"""A worker, Celery's side of it: the threads pool, the queue of this life, signals.
 
 It must not know what a slot is: that is the Node's, of which a worker's process has one.
 """
@@ -17,14 +17,22 @@ from typing import Any
 from celery import bootsteps
 from celery.apps.worker import Worker as CeleryWorker
 from celery.exceptions import SecurityWarning
-from celery.worker.control import control_command
 
+from cog_celery.admission import refuse_compression
 from cog_celery.celery import app, worker_queue
 from cog_celery.errors import ServerLost
 from cog_celery.link import Link
 from cog_celery.node import Node
 from cog_celery.settings import Settings
 from cog_celery.stream import Queue
+
+# A line for each turn says nothing, and an outage of the broker is ours to tell of.
+QUIET = {
+    "celery.worker.strategy": logging.WARNING,
+    "celery.app.trace": logging.WARNING,
+    "celery.worker.consumer": logging.ERROR,
+    "kombu.transport.redis": logging.ERROR,
+}
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +51,6 @@ def run(settings: Settings) -> int:
     _check_server(settings)
     # Celery warns of root for the sake of pickle, which is not accepted here; in a container root is common.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    if settings.log_level != "debug":
-        for name in ("celery.worker.strategy", "celery.app.trace"):  # a line for each turn says nothing
-            logging.getLogger(name).setLevel(logging.WARNING)
     worker = app.Worker(hostname=None, loglevel=settings.log_level.upper(), quiet=True)
     worker.start()
     return int(worker.exitcode or 0)
@@ -65,7 +70,8 @@ class Worker(CeleryWorker):  # type: ignore[misc]
     def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
         global _node
         settings = Settings.load({}, os.environ).for_worker()
-        _node = Node(settings)
+        _node = self.node = Node(settings)
+        refuse_compression()
         queue = worker_queue(_node.life)
         self.app.conf.task_queues = [queue]
         self.app.conf.task_default_queue = queue.name
@@ -92,9 +98,12 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             node().stop_soon()
 
     def setup_logging(self, colorize: bool | None = None) -> Any:
-        if logging.getLogger().handlers:
-            return True  # the command line has set it up
-        return super().setup_logging(colorize)
+        # The command line may have set it up.
+        done = bool(logging.getLogger().handlers) or super().setup_logging(colorize)
+        if not logging.getLogger().isEnabledFor(logging.DEBUG):
+            for name, level in QUIET.items():
+                logging.getLogger(name).setLevel(level)
+        return done
 
 
 def _safe(name: str) -> str:
@@ -122,11 +131,3 @@ class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 app.steps["worker"].add(SlotsStep)
-
-
-@control_command(name="revoke", args=[("task_id", str)], signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
-def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> dict[str, str]:
-    """Cancel predictions by their ids: those that run here now, the others when they come here."""
-    ids = [task_id] if isinstance(task_id, str) else [id for id in task_id or () if isinstance(id, str)]
-    found = [id for id in ids if node().cancel(id)]
-    return {"ok": f"canceled: {', '.join(found)}" if found else "to be canceled when their turn comes"}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -69,7 +70,8 @@ def test_a_prediction_that_kills_every_worker_fails_after_its_attempts(fleet: Fl
     assert re.search(r"\b2\b", response["error"]), response["error"]
     assert terminals(monitor, request) == ["failed"]
     deadly.wait_idle()
-    assert deadly.client.xlen(f"{deadly.queue}-dead") == 1
+    ((_, letter),) = cast(list[tuple[str, dict[str, str]]], deadly.client.xrange(f"{deadly.queue}-dead"))
+    assert (letter["attempts"], letter["owner"].partition("~")[0]) == ("2", f"w1-{deadly.queue}")
     assert deadly.producer.predict({"mode": "hello"}) == succeeded("hello world")
 
 

@@ -107,3 +107,14 @@ def test_a_slot_whose_runner_dies_holds_no_other_slot_up(fleet: FleetFactory) ->
     assert second in pids or len(pids) >= 1
     two.wait_ready(1)
     assert len(two.runners()) == 2
+
+
+def test_a_runner_that_dies_while_its_slot_is_idle_is_replaced_before_it_is_needed(fleet: FleetFactory) -> None:
+    one = fleet("modes", lease=1, turn=0)
+    (old,) = one.runners()
+    os.kill(old.pid, signal.SIGKILL)
+    wait_until(lambda: one.runners() and one.runners() != [old], "another runner")
+    one.wait_ready(1)
+    since = time.monotonic()
+    assert one.producer.predict({"mode": "identity"})["output"]["pid"] != old.pid
+    assert time.monotonic() - since < 1

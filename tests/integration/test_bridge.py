@@ -86,8 +86,7 @@ def test_a_bridge_with_another_lease_or_attempts_stops_and_says_so(fleet: FleetF
     one = fleet("modes", start=False)
     one.start_bridge(lease=3, max_attempts=2)
     wait_until(lambda: one.client.exists(f"cog-celery:{one.queue}:settings"), "the settings")
-    for name, value in {"lease": 4, "max_attempts": 5}.items():
-        other = one.start_bridge(**{name: value})
+    for name, other in {"lease": one.start_bridge(lease=4), "max_attempts": one.start_bridge(max_attempts=5)}.items():
         assert other.wait() not in (0, -9)
         assert name in other.text() and one.queue in other.text()
     same = one.start_bridge()

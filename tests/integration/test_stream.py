@@ -163,7 +163,7 @@ def running(link: Link, queue: Queue) -> Delivery:
 
 
 def publish(link: Link, queue: Queue, delivery: Delivery, owner: str, key: str, cancel: str | None = None) -> str:
-    return queue.publish(link, delivery, owner, key, cancel, b"snapshot")
+    return queue.publish(link, delivery, owner, key, cancel, "", b"snapshot")
 
 
 def test_only_the_owner_at_its_attempt_publishes_and_learns_of_the_cancel_key(link: Link, queue: Queue) -> None:
@@ -289,7 +289,7 @@ def test_a_buried_message_is_among_the_dead_letters_as_it_was(link: Link, queue:
     assert letter == {
         b"reason": b"why",
         b"entry": delivery.entry.encode(),
-        b"attempts": b"1",
+        b"attempts": b"0",
         b"owner": BRIDGE.encode(),
         b"value": b"\xff",
         b"other": b"field",
@@ -404,3 +404,131 @@ def test_a_server_that_is_gone_is_said_so(own_server: RedisServer) -> None:
     own_server.stop()
     with pytest.raises(ServerLost):
         link.call("PING")
+
+
+# -- what was given back
+
+
+def test_what_was_given_back_is_taken_before_what_is_new_and_its_attempt_does_not_count(
+    link: Link, queue: Queue
+) -> None:
+    delivery = running(link, queue)
+    add(link, queue, "new")
+    assert queue.release(link, delivery.entry, SLOT, 1, 10)
+    lives(link, queue, SECOND)
+    assert take(link, queue) == (SECOND, Delivery(delivery.entry, 1, b'{"x":1}'))
+
+
+def test_a_commit_takes_what_was_given_back(link: Link, queue: Queue) -> None:
+    given_back = running(link, queue)
+    current = running(link, queue)
+    queue.release(link, given_back.entry, SLOT, 1, 10)
+    answer = queue.commit(link, current, SLOT, f"{queue.name}-r", b"end", take=True)
+    assert answer == ("done", Delivery(given_back.entry, 1, b'{"x":1}'))
+
+
+def test_what_was_given_back_and_deleted_is_taken_by_nobody(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    queue.release(link, delivery.entry, SLOT, 1, 10)
+    link.call("XDEL", queue.name, delivery.entry)
+    lives(link, queue, SLOT)
+    assert queue.take(link, BRIDGE) == ("no entry", delivery.entry)
+    assert owners(link, queue) == {}
+
+
+def test_whoever_watches_is_woken_by_what_is_given_back_also_just_before(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    watcher = Queue(queue.name)
+    queue.release(link, delivery.entry, SLOT, 1, 10)
+    since = time.monotonic()
+    watcher.watch(link, delivery.entry, 5)
+    assert time.monotonic() - since < 1
+    watcher.watch(link, delivery.entry, 0.05)  # and only once
+    assert time.monotonic() - since >= 0.05
+
+
+# -- keys that are not for responses
+
+
+@pytest.mark.parametrize("make", [("XADD", "*", "a", "b"), ("RPUSH", "a"), ("HSET", "a", "b")])
+def test_a_response_never_replaces_what_is_no_response(link: Link, queue: Queue, make: tuple[str, ...]) -> None:
+    delivery = running(link, queue)
+    key = f"{queue.name}-somebodys"
+    link.call(make[0], key, *make[1:])
+    kind = link.call("TYPE", key)
+    assert publish(link, queue, delivery, SLOT, key) == "refused"
+    assert queue.commit(link, delivery, SLOT, key, b"end") == ("refused", None)
+    assert "WRONGTYPE" in str(queue.bury(link, delivery, SLOT, key, b"end", "why"))
+    assert link.call("TYPE", key) == kind
+    assert owners(link, queue) == {}
+
+
+# -- one id, one run
+
+
+def enrolled(link: Link, queue: Queue, delivery: Delivery, key: str, id: str = "an id", slot: str = SLOT) -> str:
+    return queue.enroll(link, delivery, slot, queue.record(id), f"{queue.name}-{key}", 0)
+
+
+def test_the_second_request_with_an_id_is_ended_and_gets_what_the_first_one_gets(link: Link, queue: Queue) -> None:
+    first, second = running(link, queue), running(link, queue)
+    record = queue.record("an id")
+    assert enrolled(link, queue, first, "1") == "first"
+    assert enrolled(link, queue, first, "1") == "first", "the same attempt, after a lost reply"
+    queue.publish(link, first, SLOT, f"{queue.name}-1", None, record, b"started")
+    assert enrolled(link, queue, second, "2") == "follows"
+    assert link.call("GET", f"{queue.name}-2") == b"started"
+    assert owners(link, queue) == {first.entry: (SLOT, 1)}
+    assert link.call("XLEN", queue.name) == 1
+    queue.publish(link, first, SLOT, f"{queue.name}-1", None, record, b"shown")
+    assert link.call("GET", f"{queue.name}-2") == b"shown"
+    queue.commit(link, first, SLOT, f"{queue.name}-1", b"end", record=record, record_ttl=60)
+    assert link.call("MGET", f"{queue.name}-1", f"{queue.name}-2") == [b"end", b"end"]
+    third = running(link, queue)
+    assert enrolled(link, queue, third, "3") == "follows"
+    assert link.call("GET", f"{queue.name}-3") == b"end"
+    assert 0 < link.call("PTTL", record) <= 60_000
+
+
+def test_an_id_that_is_kept_no_more_or_whose_entry_was_deleted_may_be_run_again(link: Link, queue: Queue) -> None:
+    first, second = running(link, queue), running(link, queue)
+    assert enrolled(link, queue, first, "1") == "first"
+    link.call("XDEL", queue.name, first.entry)
+    link.call("XACK", queue.name, queue.name, first.entry)
+    assert enrolled(link, queue, second, "2") == "first"
+    queue.commit(link, second, SLOT, f"{queue.name}-2", b"end", record=queue.record("an id"), record_ttl=0.001)
+    time.sleep(0.01)
+    assert enrolled(link, queue, running(link, queue), "3") == "first"
+
+
+def test_a_request_that_is_buried_tells_its_followers_and_its_id_may_be_sent_again(link: Link, queue: Queue) -> None:
+    first, second = running(link, queue), running(link, queue)
+    enrolled(link, queue, first, "1")
+    enrolled(link, queue, second, "2")
+    record = queue.record("an id")
+    assert queue.bury(link, first, SLOT, f"{queue.name}-1", b"lost", "lost", record=record)
+    assert link.call("MGET", f"{queue.name}-1", f"{queue.name}-2") == [b"lost", b"lost"]
+    assert enrolled(link, queue, running(link, queue), "3") == "first"
+
+
+def test_a_stale_attempt_enrolls_nothing(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    assert enrolled(link, queue, delivery, "1", slot=SECOND) == "stale"
+    assert not link.call("EXISTS", queue.record("an id"))
+
+
+def test_what_happens_to_deliveries_is_counted(link: Link, queue: Queue) -> None:
+    delivery = running(link, queue)
+    response = f"{queue.name}-r"
+    queue.commit(link, delivery, SECOND, response, b"end")
+    publish(link, queue, delivery, SECOND, response)
+    for _ in range(2):
+        queue.commit(link, delivery, SLOT, response, b"end")
+    another = running(link, queue)
+    queue.release(link, another.entry, SLOT, 1, 10)
+    lives(link, queue, SLOT)
+    _, again = take(link, queue)
+    queue.bury(link, again, BRIDGE, None, b"", "why")
+    flat = link.call("HGETALL", queue.counts)
+    counts = dict(zip(flat[::2], map(int, flat[1::2]), strict=True))
+    assert counts == {b"stale": 2, b"done": 1, b"settled": 1, b"released": 1, b"dead": 1}

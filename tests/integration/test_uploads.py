@@ -24,10 +24,11 @@ from cog_celery.errors import Canceled, InputError, UploadError
 from cog_celery.http_client import Client
 from cog_celery.outputs import Uploader
 from tests.conftest import missing
-from tests.support.web import Handler, Web, elapsed, hang, reply
+from tests.support.web import LOCAL, Handler, Web, elapsed, hang, reply
 
 pytestmark = pytest.mark.ours
 
+ROOT = Path(__file__).parents[2]
 LARGE = 200 << 20
 MAX_GROWTH = 20 << 20
 
@@ -57,7 +58,7 @@ def test_a_server_of_the_old_kind_gets_forms_that_it_can_read(server: HTTPServer
     old = OldServer(server)
     names = ["a.png", 'q"uo\r\nte.txt', "é ü.webp", "no-extension"]
     content = b'--boundary\r\n\r\n"\0\xff' * 1000
-    uploads = Uploader(old.url).for_prediction("p")
+    uploads = Uploader(old.url, client=Client(LOCAL)).for_prediction("p")
     for name in names:
         (tmp_path / name).write_bytes(content)
     # pytest-httpserver answers 500 to what it does not expect; such a server answers 404.
@@ -86,7 +87,7 @@ def test_a_server_that_hands_out_presigned_urls_gets_the_file_at_their_bucket(
     server.expect_request("/out.txt").respond_with_handler(sign)
     server.expect_request("/bucket/out.txt").respond_with_handler(store)
     (tmp_path / "out.txt").write_bytes(b"content")
-    output = Uploader(server.url_for("/")).for_prediction("p").upload(str(tmp_path / "out.txt"))
+    output = Uploader(server.url_for("/"), client=Client(LOCAL)).for_prediction("p").upload(str(tmp_path / "out.txt"))
     assert output == server.url_for("/bucket/out.txt")
     assert stored == {"/bucket/out.txt": b"content"}
 
@@ -105,9 +106,9 @@ def test_what_is_uploaded_can_be_downloaded(tmp_path: Path) -> None:
         web.on("*", serve)
         path = tmp_path / "a b?c#d%41é.bin"
         path.write_bytes(bytes(range(256)) * 100)
-        url = Uploader(web.url).for_prediction("p").upload(str(path))
+        url = Uploader(web.url, client=Client(LOCAL)).for_prediction("p").upload(str(path))
         (tmp_path / "in").mkdir()
-        [copy] = inputs.fetch([url], tmp_path / "in")
+        [copy] = inputs.fetch([url], tmp_path / "in", Client(LOCAL))
         assert copy.name == path.name
         assert copy.read_bytes() == path.read_bytes()
 
@@ -116,7 +117,9 @@ MEASURED = """
 import re, sys
 from pathlib import Path
 from cog_celery import inputs
+from cog_celery.http_client import Client
 from cog_celery.outputs import Uploader
+from tests.support.web import LOCAL
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
@@ -128,15 +131,17 @@ before = peak()
 print(peak() - before)
 """
 
-UPLOAD = "Uploader(url, what).for_prediction('p').upload(path{suffix})"
-DOWNLOAD = "inputs.fetch([url + {name!r}], Path(path) / {folder!r})"
+UPLOAD = "Uploader(url, what, client=Client(LOCAL)).for_prediction('p').upload(path{suffix})"
+DOWNLOAD = "inputs.fetch([url + {name!r}], Path(path) / {folder!r}, Client(LOCAL))"
 
 
 def growth(script: str, *arguments: str) -> int:
     """How far the peak of a process's memory rises with a large file, after a small one."""
     if not Path("/proc/self/status").exists():
         missing("/proc")
-    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=100)
+    run = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
     assert run.returncode == 0, run.stderr
     return int(run.stdout)
 
@@ -184,7 +189,7 @@ def test_a_large_download_needs_no_memory(tmp_path: Path) -> None:
 def test_ids_of_predictions_stay_apart_in_threads_that_share_an_uploader(tmp_path: Path) -> None:
     with Web() as web:
         web.on("*", reply(200))
-        uploader = Uploader(web.url)
+        uploader = Uploader(web.url, client=Client(LOCAL))
         path = tmp_path / "out.bin"
         path.write_bytes(b"x" * 100_000)
 
@@ -235,11 +240,11 @@ def secure(certificate: Path) -> Iterator[Web]:
 def test_a_certificate_that_nobody_trusts_is_refused(secure: Web, tmp_path: Path) -> None:
     secure.on("*", reply(200))
     with pytest.raises(InputError, match=r"its certificate is not trusted \(self.signed certificate\)"):
-        inputs.fetch([secure.url + "/a"], tmp_path)
+        inputs.fetch([secure.url + "/a"], tmp_path, Client(LOCAL))
     path = tmp_path / "out.txt"
     path.write_bytes(b"secret")
     with pytest.raises(UploadError, match="its certificate is not trusted"):
-        Uploader(secure.url).for_prediction("p").upload(str(path))
+        Uploader(secure.url, client=Client(LOCAL)).for_prediction("p").upload(str(path))
     assert secure.seen == []
 
 
@@ -247,11 +252,14 @@ TRUSTING = """
 import sys
 from pathlib import Path
 from cog_celery import inputs
+from cog_celery.http_client import Client
 from cog_celery.outputs import Uploader
+from tests.support.web import LOCAL
 
 url, folder = sys.argv[1:]
-[path] = inputs.fetch([url + "/a.txt"], Path(folder))
-print(path.read_text(), Uploader(url).for_prediction("p").upload(str(path)))
+client = Client(LOCAL)
+[path] = inputs.fetch([url + "/a.txt"], Path(folder), client)
+print(path.read_text(), Uploader(url, client=client).for_prediction("p").upload(str(path)))
 """
 
 
@@ -261,7 +269,11 @@ def test_the_usual_variable_names_certificates_to_trust(
     secure.on("*", reply(200, b"content"))
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     run = subprocess.run(
-        [sys.executable, "-c", TRUSTING, secure.url, str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", TRUSTING, secure.url, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert run.stdout.split() == ["content", f"{secure.url}/a.txt"], run.stderr
     assert [seen.body for seen in secure.seen] == [b"", b"content"]
@@ -272,6 +284,8 @@ import sys, threading, time
 from pathlib import Path
 from cog_celery import errors, inputs
 from cog_celery.cancel import Cancel
+from cog_celery.http_client import Client
+from tests.support.web import LOCAL
 
 cancel = Cancel()
 at = []
@@ -281,7 +295,7 @@ def set_soon():
     cancel.set()
 threading.Thread(target=set_soon).start()
 try:
-    inputs.fetch([sys.argv[1]], Path(sys.argv[2]), cancel=cancel)
+    inputs.fetch([sys.argv[1]], Path(sys.argv[2]), Client(LOCAL), cancel=cancel)
 except errors.Canceled:
     print(time.monotonic() - at[0])
 """
@@ -294,6 +308,7 @@ def test_cancel_ends_a_hanging_exchange_over_tls(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with subprocess.Popen(
         [sys.executable, "-c", CANCELING, secure.url + "/a", str(tmp_path)],
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -307,7 +322,7 @@ def test_cancel_ends_a_hanging_exchange_over_tls(
 
 def test_http_spoken_to_a_tls_port_is_an_error(secure: Web, tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        inputs.fetch([f"http://{secure.netloc}/a"], tmp_path, client=Client(first_delay=0.01))
+        inputs.fetch([f"http://{secure.netloc}/a"], tmp_path, client=Client(LOCAL, first_delay=0.01))
 
 
 def test_cancel_reaches_downloads_that_wait_for_a_thread(tmp_path: Path) -> None:
@@ -318,7 +333,7 @@ def test_cancel_reaches_downloads_that_wait_for_a_thread(tmp_path: Path) -> None
         timer.start()
         start = time.monotonic()
         with pytest.raises(Canceled):
-            inputs.fetch([f"{web.url}/{n}" for n in range(20)], tmp_path, cancel=cancel)
+            inputs.fetch([f"{web.url}/{n}" for n in range(20)], tmp_path, Client(LOCAL), cancel=cancel)
         assert elapsed(start) < 1.5
         assert len(web.seen) <= inputs.PARALLEL
         timer.join()

@@ -73,7 +73,8 @@ class Fleet:
         self.queue = queue or f"q-{uuid.uuid4().hex[:12]}"
         self.mark = uuid.uuid4().hex
         self.slots = len(gpus.split(",")) if gpus else slots
-        self.options: dict[str, Option] = {**options}
+        # Servers of files that tests start are on this machine.
+        self.options: dict[str, Option] = {"allow_addresses": "127.0.0.0/8", **options}
         if gpus:
             self.options["gpus"] = gpus
         elif slots != 1:
@@ -90,8 +91,10 @@ class Fleet:
 
     # Starting
 
-    def environment(self, options: Mapping[str, Option]) -> dict[str, str]:
-        """The variables of a child: this fleet's settings, and `options` over them."""
+    def environment(self, options: Mapping[str, Option], own: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The variables of a child: this fleet's settings, and `options` over them; `own`: variables of its own, which
+        its model does not get.
+        """
         env = {name: value for name, value in os.environ.items() if not name.startswith(("COG_", "REDIS_URL", "OTEL_"))}
         if not PEER:
             # The folder of the project, for the test run may not have it installed.
@@ -99,7 +102,8 @@ class Fleet:
             model_env = [MARK, *self.env]
             env |= variables({**self.options, **options, "model_env": model_env})
             env["REDIS_URL"] = self.server.url
-        return env | self.env | {MARK: self.mark}
+            env["TMPDIR"] = str(self.folder)
+        return {**env, **self.env, **(own or {}), MARK: self.mark}
 
     def start(self) -> Fleet:
         """Start all that is planned and wait until every slot is idle."""
@@ -119,28 +123,36 @@ class Fleet:
         self.wait_ready()
         return self
 
-    def start_command(self, what: str, /, *arguments: str, **options: Option) -> Child:
-        """`python -m cog_celery …` with this fleet's variables."""
-        return self.start_child(what, [sys.executable, "-m", "cog_celery", *arguments], options=options)
+    def start_command(
+        self, what: str, /, *arguments: str, env: Mapping[str, str] | None = None, **options: Option
+    ) -> Child:
+        """`python -m cog_celery …` with this fleet's variables, and `env` over them."""
+        return self.start_child(what, [sys.executable, "-m", "cog_celery", *arguments], options=options, env=env)
 
     def start_child(
-        self, name: str, command: Sequence[str], *, cwd: Path | None = None, options: Mapping[str, Option] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        options: Mapping[str, Option] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Child:
-        """Any process, with this fleet's variables and mark."""
+        """Any process, with this fleet's variables and mark, and `env` over them."""
         number = len(self.children)
         log = self.folder / f"{self.queue}-{number}-{name}.log"
-        child = Child(f"{name} {number}", command, log=log, cwd=cwd, env=self.environment(options or {}))
+        child = Child(f"{name} {number}", command, log=log, cwd=cwd, env=self.environment(options or {}, env))
         self.children.append(child)
         return child
 
-    def start_bridge(self, **options: Option) -> Child:
-        child = self.start_command("bridge", "bridge", "--queue", self.queue, **options)
+    def start_bridge(self, *, env: Mapping[str, str] | None = None, **options: Option) -> Child:
+        child = self.start_command("bridge", "bridge", "--queue", self.queue, env=env, **options)
         self.bridges.append(child)
         return child
 
-    def start_worker(self, **options: Option) -> Child:
+    def start_worker(self, *, env: Mapping[str, str] | None = None, **options: Option) -> Child:
         options.setdefault("name", f"w{len(self.workers)}-{self.queue}")
-        child = self.start_command("worker", "worker", str(self.model), "--queue", self.queue, **options)
+        child = self.start_command("worker", "worker", str(self.model), "--queue", self.queue, env=env, **options)
         self.workers.append(child)
         return child
 

@@ -9,7 +9,10 @@ import json
 import re
 import socket
 import threading
+import time
 import uuid
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +20,17 @@ from typing import Any
 import redis
 
 _LINE = re.compile(rb"(\d+\.\d+) \[\d+ ([^\]]+)\] (.*)", re.DOTALL)
-_ARGUMENT = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
-_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.)", re.DOTALL)
-_NAMED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
+_ARGUMENT = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
+
+LONGEST_KEPT = 2000
+"""Bytes of an argument that a recording with a limit keeps."""
+CONNECT_AGAIN = 0.01
+"""Seconds between attempts to reach a server that is gone: the recording is to be there before anybody else."""
 
 
-def _unescape(match: re.Match[bytes]) -> bytes:
-    code = match[1]
-    return bytes([int(code[1:], 16)]) if len(code) == 3 else _NAMED.get(code, code)
+def _unescape(arg: bytes) -> bytes:
+    # MONITOR writes printable ASCII, and the rest as C and Python do: \n, \", \\, \xe9.
+    return arg.decode("unicode_escape").encode("latin-1") if b"\\" in arg else arg
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,17 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """A time (seconds) of which the recording knows nothing: the server, or the connection to it, was gone."""
+
+    time: float
+    until: float
+
+    def __str__(self) -> str:
+        return f"{self.time:.6f} the recording breaks off for {self.until - self.time:.3f} s"
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """One SET of a response key: when (seconds), how many bytes, and the JSON it holds."""
 
@@ -58,52 +75,142 @@ class Snapshot:
 
 
 class Monitor:
-    """A recording from its start to its stop. Use it as a context manager."""
+    """A recording from its start to its stop. Use it as a context manager.
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        options = client.connection_pool.connection_kwargs
-        self._socket = socket.create_connection((options["host"], options["port"]))
-        self._socket.sendall(b"MONITOR\r\n")
-        self._stream = self._socket.makefile("rb")
-        answer = self._stream.readline()
-        assert answer == b"+OK\r\n", answer
-        self._commands: list[Command] = []
+    `keep`: how many commands are kept, the latest ones, with long arguments cut; all of them as they are by default.
+    A listener is told of all in either case. When the server goes away the recording goes on when it is back, with a
+    Gap in between.
+    """
+
+    def __init__(self, client: redis.Redis, *, keep: int | None = None) -> None:
+        self.client = client
+        self.gaps: list[Gap] = []
+        self._keep = keep
+        self._socket = self._connect()
+        self._seen: deque[Command | Gap] = deque(maxlen=keep)
+        self._count = 0
+        self._listener: Callable[[Command | Gap], None] | None = None
+        self._failure: Exception | None = None
         self._echoed: bytes = b""
+        self._stopped = threading.Event()
         self._grown = threading.Condition()
-        self._thread = threading.Thread(target=self._read, name="monitor", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._thread.start()
+
+    def _connect(self) -> socket.socket:
+        options = self.client.connection_pool.connection_kwargs
+        sock = socket.create_connection((options["host"], options["port"]), timeout=1)
+        try:
+            sock.sendall(b"MONITOR\r\n")
+            answer = b""
+            # Byte by byte: nothing of what follows may be taken from the reader.
+            while not answer.endswith(b"\n"):
+                byte = sock.recv(1)
+                if not byte:
+                    raise ConnectionResetError("the server closed the connection")
+                answer += byte
+            if answer != b"+OK\r\n":
+                raise ConnectionRefusedError(f"MONITOR was answered with {answer!r}")
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._read()
+            except OSError:
+                pass
+            except Exception as error:
+                # A listener that fails must fail the test, not fall silent.
+                with self._grown:
+                    self._failure = error
+                    self._grown.notify_all()
+                return
+            if not self._reconnect():
+                return
+
+    def _reconnect(self) -> bool:
+        since = time.time()
+        while not self._stopped.is_set():
+            try:
+                sock = self._connect()
+            except OSError:
+                self._stopped.wait(CONNECT_AGAIN)
+                continue
+            with self._grown:
+                self._socket.close()
+                self._socket = sock
+                if self._stopped.is_set():
+                    return False
+                gap = Gap(since, time.time())
+                self.gaps.append(gap)
+                self._note(gap)
+                self._grown.notify_all()
+            return True
+        return False
 
     def _read(self) -> None:
         # A reply is one line: MONITOR escapes line ends within arguments.
+        with self._socket.makefile("rb", buffering=1 << 20) as stream:
+            while line := stream.readline():
+                match = _LINE.match(line, 1)
+                if match is None or not line.endswith(b"\r\n"):
+                    continue
+                args = tuple(_unescape(arg) for arg in _ARGUMENT.findall(match[3]))
+                if not args:
+                    continue
+                with self._grown:
+                    if args[0].upper() == b"ECHO":
+                        self._echoed = args[1]
+                        self._grown.notify_all()
+                    else:
+                        self._note(Command(float(match[1]), match[2].decode(), args))
+
+    def _note(self, seen: Command | Gap) -> None:
+        if self._listener is not None:
+            self._listener(seen)
+        if self._keep is not None and isinstance(seen, Command) and seen.size > LONGEST_KEPT:
+            seen = Command(seen.time, seen.client, tuple(arg[:LONGEST_KEPT] for arg in seen.args))
+        self._seen.append(seen)
+        self._count += 1
+
+    def listen(self, listener: Callable[[Command | Gap], None]) -> None:
+        """Tell one listener, from the recording's own thread, of all there was so far and of all that comes."""
+        with self._grown:
+            assert self._listener is None, "there is a listener"
+            assert self._count == len(self._seen), "the recording has forgotten its beginning: listen earlier"
+            for seen in self._seen:
+                listener(seen)
+            self._listener = listener
+
+    def catch_up(self, timeout: float = 30.0) -> None:
+        """Return when all commands that the server ran before this call are recorded."""
+        token = uuid.uuid4().hex.encode()
+        deadline = time.monotonic() + timeout
         while True:
-            try:
-                line = self._stream.readline()
-            except (OSError, ValueError):
-                return
-            match = _LINE.match(line[1:].rstrip(b"\r\n"))
-            if not line:
-                return
-            if match is None:
-                continue
-            args = tuple(_ESCAPE.sub(_unescape, arg) for arg in _ARGUMENT.findall(match[3]))
+            gaps = len(self.gaps)
+            self.client.echo(token)
             with self._grown:
-                if args[0].upper() == b"ECHO":
-                    self._echoed = args[1]
-                    self._grown.notify_all()
-                else:
-                    self._commands.append(Command(float(match[1]), match[2].decode(), args))
+                # A gap may have swallowed the question: then it is asked again.
+                while self._echoed != token and len(self.gaps) == gaps:
+                    if self._failure is not None:
+                        raise self._failure
+                    assert self._grown.wait(deadline - time.monotonic()), "MONITOR fell silent"
+                if self._echoed == token:
+                    return
 
     def commands(self) -> list[Command]:
-        """All commands that the server ran before this call."""
-        token = uuid.uuid4().hex.encode()
-        self._client.echo(token)
+        """All commands that the server ran before this call, or the latest ones of them with a limit."""
+        self.catch_up()
         with self._grown:
-            assert self._grown.wait_for(lambda: self._echoed == token, timeout=10), "MONITOR fell silent"
-            return list(self._commands)
+            return [seen for seen in self._seen if isinstance(seen, Command)]
 
     def sets(self, key: str) -> list[Snapshot]:
         """Every SET of `key`, in order."""
+        assert self._keep is None, "a recording with a limit cuts what it keeps"
         name = key.encode()
         return [
             Snapshot(command.time, len(command.args[2]), json.loads(command.args[2]))
@@ -114,14 +221,14 @@ class Monitor:
     def timeline(self, last: int = 400) -> str:
         """The end of the recording as text, for the report of a failed test."""
         with self._grown:
-            return "\n".join(str(command) for command in self._commands[-last:])
+            return "\n".join(str(seen) for seen in list(self._seen)[-last:])
 
     def stop(self) -> None:
+        self._stopped.set()
         # shutdown wakes the reader; closing a file that another thread reads would wait for it.
-        with suppress(OSError):
+        with self._grown, suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        self._stream.close()
         self._socket.close()
 
     def __enter__(self) -> Monitor:

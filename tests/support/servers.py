@@ -70,6 +70,10 @@ class RedisServer:
             self.stop()
             raise
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def restart(self, pause: float) -> None:
         """Kill the server, and start it again on the same port after `pause` seconds."""
         self._child.discard()

@@ -40,6 +40,8 @@ CONTRACT = {
     "predict": ["-i", "--json", "--python"],
     "cancel": ["--queue", "--redis-url"],
     "check": ["--redis-url", "--broker-url", "--output"],
+    "dead": ["list", "show", "retry", "drop"],
+    "health": ["--queue", "--name", "--heartbeat-file", "--role", "--ready", "--output"],
 }
 
 

@@ -19,8 +19,9 @@ from cog_celery import inputs
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError
 from cog_celery.http_client import TRIES, Client
-from tests.support.web import SilentPort, Web, closed_port, drip, elapsed, hang, hang_within, raw, reply
+from tests.support.web import LOCAL, SilentPort, Web, closed_port, drip, elapsed, hang, hang_within, raw, reply
 
+ROOT = Path(__file__).parents[2]
 SECRET = "hunter2secret"
 
 
@@ -32,7 +33,7 @@ def web() -> object:
 
 @pytest.fixture
 def client() -> object:
-    client = Client(connect_timeout=2, read_timeout=2, first_delay=0.01)
+    client = Client(LOCAL, connect_timeout=2, read_timeout=2, first_delay=0.01)
     yield client
     client.close()
 
@@ -64,7 +65,7 @@ def test_files_keep_their_names_and_their_order(web: Web, client: Client, tmp_pa
 
 
 def test_nothing_to_fetch_is_nothing_done(tmp_path: Path) -> None:
-    assert inputs.fetch([], tmp_path) == []
+    assert inputs.fetch([], tmp_path, Client()) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,7 +90,7 @@ def test_redirects_are_followed(web: Web, client: Client, tmp_path: Path, status
 
 def test_redirects_are_limited(web: Web, client: Client, tmp_path: Path) -> None:
     web.on("/loop", reply(302, Location="/loop"))
-    assert "more than 10 redirects" in refusal(web.url + "/loop", tmp_path, client)
+    assert "more than 3 redirects" in refusal(web.url + "/loop", tmp_path, client)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_redirects_are_limited(web: Web, client: Client, tmp_path: Path) -> None
         ("file:///etc/passwd", "'file' is not a valid URL scheme"),
         ("ftp://u:hunter2secret@h/", "'ftp' is not a valid URL scheme"),
         ("http://[", "the Location is not a URL"),
-        ("http://0.0.0.0/", "belongs to no server"),
+        ("http://0.0.0.0/", "an address of the machine itself"),
     ],
 )
 def test_redirects_pass_the_same_checks(web: Web, client: Client, tmp_path: Path, location: str, why: str) -> None:
@@ -216,7 +217,7 @@ def test_an_unknown_name_is_an_error(client: Client, tmp_path: Path) -> None:
 
 
 def test_a_silent_server_is_given_up(web: Web, tmp_path: Path) -> None:
-    client = Client(connect_timeout=1, read_timeout=0.1, first_delay=0.01)
+    client = Client(LOCAL, connect_timeout=1, read_timeout=0.1, first_delay=0.01)
     web.on("/a", hang)
     assert "it did not answer in time, 5 times" in refusal(web.url + "/a", tmp_path, client)
 
@@ -240,7 +241,7 @@ def test_one_failure_ends_the_other_downloads(web: Web, client: Client, tmp_path
 
 @pytest.mark.parametrize("kind", ["no answer", "within the body", "dripping", "redirected", "busy"])
 def test_cancel_ends_a_download_at_once(web: Web, tmp_path: Path, kind: str) -> None:
-    client = Client(first_delay=30)
+    client = Client(LOCAL, first_delay=30)
     web.on("/hang", hang)
     reply_of = {
         "no answer": hang,
@@ -260,18 +261,18 @@ def test_cancel_ends_a_download_without_a_length(web: Web, tmp_path: Path) -> No
         hang(handler)  # type: ignore[arg-type]
 
     web.on("/a", no_length)
-    assert_canceled(lambda: bool(web.seen), [web.url + "/a"], tmp_path, Client())
+    assert_canceled(lambda: bool(web.seen), [web.url + "/a"], tmp_path, Client(LOCAL))
 
 
 def test_cancel_ends_a_tls_handshake(tmp_path: Path) -> None:
     with SilentPort() as port:
-        assert_canceled(lambda: True, [f"https://{port.netloc}/a"], tmp_path, Client())
+        assert_canceled(lambda: True, [f"https://{port.netloc}/a"], tmp_path, Client(LOCAL))
 
 
 def test_cancel_ends_a_connection_attempt(tmp_path: Path) -> None:
     with SilentPort() as port:
         port.fill()
-        assert_canceled(lambda: True, [f"http://{port.netloc}/a"], tmp_path, Client())
+        assert_canceled(lambda: True, [f"http://{port.netloc}/a"], tmp_path, Client(LOCAL))
 
 
 def test_cancel_does_not_wait_for_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +284,7 @@ def test_cancel_does_not_wait_for_a_name(tmp_path: Path, monkeypatch: pytest.Mon
         return []
 
     monkeypatch.setattr("socket.getaddrinfo", slow)
-    assert_canceled(asked.is_set, ["http://slow.example/a"], tmp_path, Client())
+    assert_canceled(asked.is_set, ["http://slow.example/a"], tmp_path, Client(LOCAL))
     answered.set()
 
 
@@ -354,7 +355,7 @@ def test_connections_are_kept(web: Web, client: Client, tmp_path: Path) -> None:
         ("/etc/passwd", "'' is not a valid URL scheme. 'data', 'http', or 'https' is supported."),
         ("file:///etc/passwd", "'file' is not a valid URL scheme. 'data', 'http', or 'https' is supported."),
         ("http://u:hunter2secret@:1/", "The URL http:… of an input file cannot be used: it names no host."),
-        ("http://0.0.0.0/a", "its host 0.0.0.0 has the address 0.0.0.0, which belongs to no server"),
+        ("http://0.0.0.0/a", "its host 0.0.0.0 has an address of the machine itself, which this worker does not reach"),
     ],
 )
 def test_other_urls_are_refused(client: Client, tmp_path: Path, url: str, why: str) -> None:
@@ -443,14 +444,20 @@ def test_a_full_disk_is_named(web: Web, tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from cog_celery import errors, inputs
+from cog_celery.http_client import Client
+from tests.support.web import LOCAL
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 try:
-    inputs.fetch([sys.argv[1]], Path(sys.argv[2]))
+    inputs.fetch([sys.argv[1]], Path(sys.argv[2]), Client(LOCAL))
 except errors.InputError as error:
     print(error)
 """
     run = subprocess.run(
-        [sys.executable, "-c", script, web.url + "/a.bin", str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script, web.url + "/a.bin", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert run.stdout.strip() == (
         f"The input file {web.url}/a.bin could not be stored: File too large. "

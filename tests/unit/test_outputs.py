@@ -17,7 +17,7 @@ from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, UploadError, UsageError
 from cog_celery.http_client import TRIES, Client
 from cog_celery.outputs import Uploader
-from tests.support.web import Handler, Seen, Web, closed_port, elapsed, hang, raw, reply
+from tests.support.web import LOCAL, Handler, Seen, Web, closed_port, elapsed, hang, raw, reply
 
 SECRET = "hunter2secret"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -31,7 +31,7 @@ def web() -> Iterator[Web]:
 
 @pytest.fixture
 def client() -> Iterator[Client]:
-    client = Client(connect_timeout=2, read_timeout=2, first_delay=0.01)
+    client = Client(LOCAL, connect_timeout=2, read_timeout=2, first_delay=0.01)
     yield client
     client.close()
 
@@ -136,8 +136,8 @@ def test_other_redirects_are_errors_that_say_so(web: Web, client: Client, tmp_pa
     [
         (None, "without a Location"),
         ("ftp://h/", "it redirected to a URL that cannot be used"),
-        ("/out.png", "more than 10 redirects"),
-        ("http://0.0.0.0/", "belongs to no server"),
+        ("/out.png", "more than 3 redirects"),
+        ("http://0.0.0.0/", "an address of the machine itself"),
     ],
 )
 def test_bad_redirects_are_errors(web: Web, client: Client, tmp_path: Path, location: str | None, why: str) -> None:
@@ -192,7 +192,7 @@ def test_a_server_that_stays_busy_is_given_up(web: Web, client: Client, tmp_path
 
 def test_a_silent_server_is_given_up(web: Web, tmp_path: Path) -> None:
     web.on("/out.png", hang)
-    client = Client(connect_timeout=1, read_timeout=0.1, first_delay=0.01)
+    client = Client(LOCAL, connect_timeout=1, read_timeout=0.1, first_delay=0.01)
     assert "it did not answer in time, 5 times" in refusal(Uploader(web.url, client=client), made(tmp_path))
 
 
@@ -326,8 +326,29 @@ def test_a_presigned_url_that_was_refused_is_named_without_its_signature(
 @pytest.mark.parametrize("url", ["ftp://u:hunter2secret@h/", "", "/etc/passwd", "http://u:hunter2secret@:0/"])
 def test_presigned_urls_are_checked_before_anything_runs(url: str) -> None:
     with pytest.raises(UploadError, match="in output_upload_urls cannot be used") as caught:
-        Uploader(None).for_prediction("p", ["http://h/", url])
+        Uploader(None, client=Client()).for_prediction("p", ["http://h/", url])
     assert SECRET not in str(caught.value)
+
+
+def test_nothing_is_put_to_a_url_of_the_request_once_the_attempt_is_over(
+    web: Web, client: Client, tmp_path: Path
+) -> None:
+    web.on("/0", reply(200))
+    web.on("/1", reply(503), reply(200))
+    confirmed: list[int] = []
+
+    def confirm() -> None:
+        confirmed.append(len(web.seen))
+        if len(confirmed) == 3:
+            raise Canceled("another owns it")
+
+    urls = [f"{web.url}/{n}" for n in range(2)]
+    uploads = Uploader(None, client=client).for_prediction("p", urls, confirm=confirm)
+    assert uploads.upload(made(tmp_path)) == urls[0]
+    with pytest.raises(Canceled):
+        uploads.upload(made(tmp_path))
+    assert confirmed == [0, 1, 2]  # right before each sending, another try too
+    assert web.targets() == ["PUT /0", "PUT /1"]
 
 
 # Data URIs
@@ -350,12 +371,12 @@ def test_presigned_urls_are_checked_before_anything_runs(url: str) -> None:
     ],
 )
 def test_without_an_upload_url_a_file_becomes_a_data_uri(tmp_path: Path, name: str, kind: str) -> None:
-    output = Uploader(None).for_prediction("p").upload(made(tmp_path, name, b"\0\xffpicture"))
+    output = Uploader(None, client=Client()).for_prediction("p").upload(made(tmp_path, name, b"\0\xffpicture"))
     assert output == f"data:{kind};base64,{base64.b64encode(bytes([0, 255]) + b'picture').decode()}"
 
 
 def test_a_large_data_uri_is_refused(tmp_path: Path) -> None:
-    uploader = Uploader("", max_data_uri_bytes=1000)
+    uploader = Uploader("", client=Client(), max_data_uri_bytes=1000)
     assert uploader.for_prediction("p").upload(made(tmp_path, content=bytes(1000)))
     message = refusal(uploader, made(tmp_path, content=bytes(1001)))
     assert message == (
@@ -390,6 +411,23 @@ def test_equal_names_in_one_prediction_stay_apart(web: Web, client: Client, tmp_
         ".hidden-1",
     ]
     assert uploader.for_prediction("q").upload(made(tmp_path)) == web.url + "/out.png"
+
+
+@pytest.mark.parametrize("mode", ["put", "multipart"])
+def test_a_later_attempt_has_names_of_its_own(web: Web, client: Client, tmp_path: Path, mode: str) -> None:
+    web.on("*", reply(200, answer_with_url("http://h/x")))
+    uploader = Uploader(web.url, mode, client=client)
+    names = ["out.png", "a/out.png", "out", "x.tar.gz"]
+    for attempt in (1, 2, 3):
+        uploads = uploader.for_prediction("p", attempt=attempt)
+        for name in names:
+            uploads.upload(made(tmp_path, name))
+    sent = [seen.target[1:] for seen in web.seen]
+    if mode == "multipart":
+        sent = [seen.body.partition(b'filename="')[2].partition(b'"')[0].decode() for seen in web.seen]
+    assert sent[:4] == ["out.png", "out-1.png", "out", "x.tar.gz"]
+    assert sent[4:8] == ["out-attempt2.png", "out-attempt2-1.png", "out-attempt2", "x.tar-attempt2.gz"]
+    assert len(set(sent)) == 12
 
 
 @pytest.mark.parametrize(
@@ -433,7 +471,7 @@ def test_the_prediction_id_is_safe_as_a_header(
 
 @given(st.text(max_size=300), st.text(max_size=300))
 def test_any_id_and_any_trace_make_headers(id: str, trace: str) -> None:
-    sent = Uploader(None).for_prediction(id, None, {"traceparent": trace})._headers
+    sent = Uploader(None, client=Client()).for_prediction(id, None, {"traceparent": trace})._headers
     assert all(value.isascii() and value.isprintable() and value.strip() for value in sent.values())
 
 
@@ -448,8 +486,40 @@ def test_a_trace_that_is_no_header_value_is_left_out(web: Web, client: Client, t
 # What a predictor may give out
 
 
+def test_the_number_of_output_files_is_limited(web: Web, client: Client, tmp_path: Path) -> None:
+    web.on("*", reply(200))
+    for uploader in (Uploader(web.url, client=client, max_files=2), Uploader(None, client=client, max_files=2)):
+        uploads = uploader.for_prediction("p")
+        uploads.upload(made(tmp_path))
+        uploads.upload(made(tmp_path))
+        with pytest.raises(UploadError) as caught:
+            uploads.upload(made(tmp_path))
+        assert str(caught.value) == (
+            "The prediction has more than 2 output files, the limit. "
+            "Return fewer, or start the worker with another --max-output-files."
+        )
+        assert uploader.for_prediction("q").upload(made(tmp_path))
+    assert len(web.seen) == 3
+
+
+def test_the_size_of_all_output_files_is_limited(web: Web, client: Client, tmp_path: Path) -> None:
+    web.on("*", reply(200))
+    uploader = Uploader(web.url, client=client, max_bytes=1000)
+    uploads = uploader.for_prediction("p")
+    uploads.upload(made(tmp_path, content=bytes(600)))
+    uploads.upload(made(tmp_path, content=bytes(400)))
+    with pytest.raises(UploadError) as caught:
+        uploads.upload(made(tmp_path, "one.bin", b"x"))
+    assert str(caught.value) == (
+        "The output files up to one.bin have 1001 bytes together, and those of a prediction may have 1000. "
+        "Return smaller ones, or start the worker with another --max-output-bytes."
+    )
+    assert uploader.for_prediction("q").upload(made(tmp_path, content=bytes(1000)))
+    assert [seen.length for seen in web.seen] == [600, 400, 1000]
+
+
 def test_a_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
-    message = refusal(Uploader(None), str(tmp_path / "gone.png"))
+    message = refusal(Uploader(None, client=Client()), str(tmp_path / "gone.png"))
     assert message == (
         "The output file gone.png does not exist. The predictor must leave its files until predict() has returned."
     )
@@ -459,7 +529,7 @@ def test_a_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
     ("path", "why"),
     [
         ("/", "is a folder"),
-        ("/dev/null", "is no regular file"),
+        ("/dev/null", "lies among the files of the system itself"),
         ("relative.png", "was not given as an absolute path"),
         ("", "was not given as an absolute path"),
         ("/tmp/\0", "has a name that no file can have"),
@@ -468,17 +538,22 @@ def test_a_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_file_is_an_error(path: str, why: str) -> None:
-    assert why in refusal(Uploader(None), path)
+    assert why in refusal(Uploader(None, client=Client()), path)
 
 
 def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    assert "is no regular file" in refusal(Uploader(None), str(tmp_path / "fifo"))
+    assert "is no regular file" in refusal(Uploader(None, client=Client()), str(tmp_path / "fifo"))
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
     os.symlink(made(tmp_path, "real.bin"), tmp_path / "out.png")
-    assert Uploader(None).for_prediction("p").upload(str(tmp_path / "out.png")).startswith("data:image/png;")
+    assert (
+        Uploader(None, client=Client())
+        .for_prediction("p")
+        .upload(str(tmp_path / "out.png"))
+        .startswith("data:image/png;")
+    )
 
 
 def test_a_file_that_grows_is_sent_as_long_as_it_was(web: Web, client: Client, tmp_path: Path) -> None:
@@ -525,7 +600,7 @@ def test_cancel_ends_an_upload_at_once(web: Web, tmp_path: Path, kind: str) -> N
 
     web.on("*", busy if kind == "busy" else stuck)
     cancel = Cancel()
-    uploads = Uploader(web.url, client=Client()).for_prediction("p", cancel=cancel)
+    uploads = Uploader(web.url, client=Client(LOCAL)).for_prediction("p", cancel=cancel)
     canceled_at: list[float] = []
 
     def set_when_started() -> None:
@@ -544,7 +619,7 @@ def test_cancel_ends_an_upload_at_once(web: Web, tmp_path: Path, kind: str) -> N
 
 def test_a_wrong_upload_url_is_refused_at_the_start() -> None:
     with pytest.raises(UsageError, match="the upload URL ftp:… cannot be used") as caught:
-        Uploader(f"ftp://u:{SECRET}@h/")
+        Uploader(f"ftp://u:{SECRET}@h/", client=Client())
     assert SECRET not in str(caught.value)
     with pytest.raises(UsageError, match="the upload mode 'post' is none of auto, put, multipart"):
-        Uploader("http://h/", "post")
+        Uploader("http://h/", "post", client=Client())

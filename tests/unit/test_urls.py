@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import ipaddress
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cog_celery.errors import UrlError
-from cog_celery.urls import HttpUrl, check_address, parse, redact, refused_scheme, scheme_of
+from cog_celery.errors import UrlError, UsageError
+from cog_celery.settings import Settings
+from cog_celery.urls import AddressPolicy, HttpUrl, parse, redact, refused_scheme, scheme_of
 
 SECRET = "hunter2secret"
 
@@ -169,12 +173,178 @@ def test_the_scheme_can_be_told() -> None:
     assert refused_scheme("ftp") == "'ftp' is not a valid URL scheme. 'data', 'http', or 'https' is supported."
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "::", "224.0.0.1", "ff02::1"])
-def test_addresses_of_no_server_are_refused(address: str) -> None:
-    with pytest.raises(UrlError, match=r"h\.example"):
-        check_address("h.example", address)
+# The policy on addresses
+
+HOST = "files.example"
+MACHINE, LINK = "an address of the machine itself", "a link-local address"
+METADATA, NOBODY = "the address of a cloud's metadata service", "an address that belongs to no server"
+PRIVATE = "no public address"
 
 
-def test_addresses_of_servers_pass() -> None:
-    check_address("h", "192.0.2.1")
-    check_address("h", "2001:db8::1")
+def verdict(policy: AddressPolicy, address: str, host: str = HOST, port: int = 80) -> str:
+    """`allowed`, or why not."""
+    try:
+        policy.check(host, port, address)
+    except UrlError as error:
+        assert str(error).startswith(f"its host {host} ")
+        assert address == host or address not in str(error)
+        return str(error).removeprefix(f"its host {host} has ").partition(", which")[0]
+    return "allowed"
+
+
+@pytest.mark.parametrize(
+    ("address", "cluster", "public"),
+    [
+        # Of servers
+        ("8.8.8.8", "allowed", "allowed"),
+        ("2001:4860:4860::8888", "allowed", "allowed"),
+        # Private
+        ("10.0.0.1", "allowed", PRIVATE),
+        ("172.31.255.255", "allowed", PRIVATE),
+        ("192.168.1.1", "allowed", PRIVATE),
+        ("100.64.0.1", "allowed", PRIVATE),  # carriers
+        ("198.18.0.1", "allowed", PRIVATE),  # benchmarks
+        ("192.0.2.1", "allowed", PRIVATE),  # documentation
+        ("198.51.100.1", "allowed", PRIVATE),
+        ("203.0.113.1", "allowed", PRIVATE),
+        ("192.0.0.8", "allowed", PRIVATE),
+        ("fc00::1", "allowed", PRIVATE),
+        ("fd12:3456::1", "allowed", PRIVATE),
+        ("2001:db8::1", "allowed", PRIVATE),
+        ("3fff::1", "allowed", PRIVATE),
+        # The machine itself
+        ("127.0.0.1", MACHINE, MACHINE),
+        ("127.255.255.254", MACHINE, MACHINE),
+        ("0.0.0.0", MACHINE, MACHINE),
+        ("0.1.2.3", MACHINE, MACHINE),
+        ("::1", MACHINE, MACHINE),
+        ("::", MACHINE, MACHINE),
+        # Its link, and clouds
+        ("169.254.169.254", LINK, LINK),
+        ("169.254.170.2", LINK, LINK),
+        ("fe80::1", LINK, LINK),
+        ("fe80::1%2", LINK, LINK),
+        ("febf::1", LINK, LINK),
+        ("100.100.100.200", METADATA, METADATA),
+        ("168.63.129.16", METADATA, METADATA),
+        ("192.0.0.192", METADATA, METADATA),
+        ("fd00:ec2::254", METADATA, METADATA),
+        ("fd00:ec2::23", METADATA, METADATA),
+        ("fd20:ce::254", METADATA, METADATA),
+        # Nobody's
+        ("224.0.0.1", NOBODY, NOBODY),
+        ("239.255.255.250", NOBODY, NOBODY),
+        ("255.255.255.255", NOBODY, NOBODY),
+        ("240.0.0.1", NOBODY, NOBODY),
+        ("ff02::1", NOBODY, NOBODY),
+        ("fec0::1", NOBODY, NOBODY),
+        ("100::1", NOBODY, NOBODY),
+        ("4000::1", NOBODY, NOBODY),
+        # IPv4 within IPv6: mapped, compatible, translated, NAT64, 6to4, Teredo
+        ("::ffff:8.8.8.8", "allowed", "allowed"),
+        ("::ffff:10.0.0.1", "allowed", PRIVATE),
+        ("::ffff:127.0.0.1", MACHINE, MACHINE),
+        ("::ffff:169.254.169.254", LINK, LINK),
+        ("::ffff:a9fe:a9fe", LINK, LINK),
+        ("::ffff:0.0.0.0", MACHINE, MACHINE),
+        ("::ffff:224.0.0.1", NOBODY, NOBODY),
+        ("::127.0.0.1", NOBODY, NOBODY),
+        ("::ffff:0:127.0.0.1", NOBODY, NOBODY),
+        ("64:ff9b::8.8.8.8", "allowed", "allowed"),
+        ("64:ff9b::10.0.0.1", "allowed", PRIVATE),
+        ("64:ff9b::127.0.0.1", MACHINE, MACHINE),
+        ("64:ff9b::169.254.169.254", LINK, LINK),
+        ("64:ff9b:1::8.8.8.8", NOBODY, NOBODY),
+        ("2002:808:808::1", "allowed", PRIVATE),
+        ("2002:7f00:1::1", MACHINE, PRIVATE),
+        ("2002:a9fe:a9fe::1", LINK, PRIVATE),
+        ("2001:0:4136:e378:8000:63bf:f7f7:f7f7", "allowed", PRIVATE),
+        ("2001:0:4136:e378:8000:63bf:80ff:fffe", MACHINE, PRIVATE),
+        ("2001:0:7f00:1:8000:63bf:f7f7:f7f7", MACHINE, PRIVATE),
+    ],
+)
+def test_addresses_are_allowed_or_refused(address: str, cluster: str, public: str) -> None:
+    assert verdict(AddressPolicy("cluster"), address) == cluster
+    assert verdict(AddressPolicy("public"), address) == public
+    assert verdict(AddressPolicy("public", allow=["0.0.0.0/0", "::/0"]), address) == "allowed"
+    assert "(--deny-address)" in verdict(AddressPolicy(allow=[HOST], deny=["0.0.0.0/0", "::/0"]), address)
+
+
+@pytest.mark.parametrize(
+    ("entry", "host", "address", "matches"),
+    [
+        ("files.example", "files.example", "127.0.0.1", True),
+        ("files.example", "files.example.", "127.0.0.1", True),
+        ("files.example", "a.files.example", "127.0.0.1", False),
+        ("files.example", "other.example", "127.0.0.1", False),
+        ("*.files.example", "a.files.example", "127.0.0.1", True),
+        ("*.files.example", "a.b.files.example", "127.0.0.1", True),
+        ("*.files.example", "files.example", "127.0.0.1", False),
+        ("*.files.example", "evilfiles.example", "127.0.0.1", False),
+        ("*.files.example", "a.files.example.evil.example", "127.0.0.1", False),
+        ("127.0.0.1/32", "any.example", "127.0.0.1", True),
+        ("127.0.0.0/8", "any.example", "127.9.9.9", True),
+        ("127.0.0.1", "any.example", "127.0.0.2", False),
+        ("127.0.0.0/8", "any.example", "::ffff:127.0.0.1", True),
+        ("127.0.0.0/8", "any.example", "::1", False),
+        ("::1/128", "any.example", "::1", True),
+    ],
+)
+def test_names_match_by_the_host_and_networks_by_the_address(
+    entry: str, host: str, address: str, matches: bool
+) -> None:
+    assert (verdict(AddressPolicy(allow=[entry]), address, host) == "allowed") is matches
+    denied = verdict(AddressPolicy(allow=["0.0.0.0/0", "::/0"], deny=[entry]), address, host)
+    assert (denied != "allowed") is matches
+
+
+def test_a_network_is_denied_in_all_its_forms() -> None:
+    policy = AddressPolicy(allow=["::/0"], deny=["10.0.0.0/8"])
+    for address in ("10.1.2.3", "::ffff:10.1.2.3", "64:ff9b::10.1.2.3", "2002:a01:203::1"):
+        assert "(--deny-address)" in verdict(policy, address)
+    assert verdict(policy, "64:ff9b::11.1.2.3") == "allowed"
+
+
+def test_a_form_within_ipv6_is_not_allowed_by_the_ipv4_address_that_it_leads_to() -> None:
+    assert verdict(AddressPolicy(allow=["127.0.0.0/8"]), "64:ff9b::127.0.0.1") == MACHINE
+
+
+def test_what_the_operator_configured_is_allowed_at_its_port_alone() -> None:
+    settings = Settings(
+        upload_url=f"http://u:{SECRET}@files.local/up?x", report_setup_run_url="https://[::1]:8443/setup"
+    )
+    policy = AddressPolicy.of(settings)
+    assert verdict(policy, "127.0.0.1", "files.local", 80) == "allowed"
+    assert verdict(policy, "127.0.0.1", "files.local", 81) == MACHINE
+    assert verdict(policy, "127.0.0.1", "other.local", 80) == MACHINE
+    assert verdict(policy, "::1", "::1", 8443) == "allowed"
+    assert verdict(policy, "::1", "::1", 443) == MACHINE
+    denying = AddressPolicy.of(msgspec.structs.replace(settings, deny_addresses=("files.local",)))
+    assert "(--deny-address)" in verdict(denying, "127.0.0.1", "files.local", 80)
+
+
+def test_settings_make_the_policy() -> None:
+    assert verdict(AddressPolicy.of(Settings()), "10.0.0.1") == "allowed"
+    assert verdict(AddressPolicy.of(Settings(addresses="public")), "10.0.0.1") == PRIVATE
+    allowing = Settings(addresses="public", allow_addresses=("10.0.0.0/8",), deny_addresses=("10.0.0.1/32",))
+    assert verdict(AddressPolicy.of(allowing), "10.0.0.2") == "allowed"
+    assert "(--deny-address)" in verdict(AddressPolicy.of(allowing), "10.0.0.1")
+    with pytest.raises(UsageError) as caught:
+        AddressPolicy.of(Settings(upload_url=f"http://u:{SECRET}@a..b/"))
+    assert SECRET not in str(caught.value)
+
+
+@given(st.ip_addresses(v=4))
+def test_an_ipv4_address_is_judged_alike_in_its_mapped_form(address: ipaddress.IPv4Address) -> None:
+    for policy in (AddressPolicy("cluster"), AddressPolicy("public")):
+        assert verdict(policy, str(address)) == verdict(policy, f"::ffff:{address}")
+        if verdict(policy, str(address)) != "allowed":
+            assert verdict(policy, f"64:ff9b::{address}") != "allowed"
+
+
+@given(st.ip_addresses())
+def test_a_public_policy_allows_public_addresses_alone(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    if verdict(AddressPolicy("public"), str(address)) == "allowed":
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        assert (mapped or address).is_global and not address.is_multicast
+        assert verdict(AddressPolicy("cluster"), str(address)) == "allowed"

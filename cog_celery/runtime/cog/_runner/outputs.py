@@ -163,10 +163,20 @@ class _Walk:
         if not os.path.isfile(path):
             raise OutputError(f"The output {path} is not a file: write it before it is returned.")
         if self._keep:
-            kept = self._files.place(path)
-            import_standard("shutil").copyfile(path, kept)
-            path = kept
+            path = self._kept(path)
         self._found.append({"at": list(at), "path": path})
+
+    def _kept(self, path: str) -> str:
+        """A copy, which lies under the same rules as what it is a copy of: those the worker applies to all others."""
+        from .places import NotToBeGiven, real_place  # few outputs need it, and every start would pay for it
+
+        try:
+            real = real_place(path, os.environ.get("TMPDIR"))
+        except NotToBeGiven as error:
+            raise OutputError(f"The output {path} {error}.") from None
+        kept = self._files.place(path)
+        import_standard("shutil").copyfile(real, kept)
+        return kept
 
     def _add_file(self, file: Any, at: tuple[Any, ...]) -> None:
         name = getattr(file, "name", None)

@@ -1,0 +1,42 @@
+"""What the slots of a worker share.
+
+It must not know what a slot does with it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from cog_celery.guardian import Guardian
+from cog_celery.link import Outage
+from cog_celery.outputs import Uploader
+from cog_celery.prediction import Prediction
+from cog_celery.rows import Rows
+from cog_celery.settings import Settings
+from cog_celery.stream import Queue, QueueSettings
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """One per worker; its callables may be called from any slot's thread."""
+
+    settings: Settings
+    agreed: QueueSettings
+    queue: Queue
+    uploader: Uploader
+    guardian: Guardian
+    rows: Rows
+    outage: Outage
+    spawner: Executor
+    """One thread that lives as long as the worker: a runner dies with the thread that spawned it."""
+    draining: threading.Event
+    """Nothing new is started."""
+    giving_up: threading.Event
+    """Nothing is waited for any more: the drain's limit is over."""
+    is_revoked: Callable[[str], bool]
+    on_setup_lines: Callable[[list[str]], None]
+    on_finished: Callable[[Prediction], None]
+    on_broken: Callable[[str], None]
