@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cog_celery import gpus
+from cog_celery import gpus, interpreters
 from cog_celery.clients import connected
 from cog_celery.errors import CogCeleryError, ServerError
 from cog_celery.settings import Settings, masked_url
@@ -27,9 +27,7 @@ from cog_celery.settings import Settings, masked_url
 TIMEOUT: Final = 5.0
 NEEDED_COMMANDS: Final = ("XAUTOCLAIM", "BLMOVE", "LPOS", "EVALSHA")
 """The youngest are of Redis 6.2. Versions tell nothing: every Valkey says that it is Redis 7.2.4."""
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 9), (3, 14)
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-_ASK_PYTHON: Final = "import sys; print(sys.implementation.name, *sys.version_info[:3])"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -208,12 +206,9 @@ def _python(python: str) -> Finding:
     if program is None:
         return Finding("python", "fail", f"{python} is not there, or cannot be executed", advice)
     try:
-        answer = subprocess.run(
-            [program, "-I", "-c", _ASK_PYTHON], capture_output=True, text=True, timeout=30, check=True
-        ).stdout.split()
-        name, version = answer[0], tuple(int(part) for part in answer[1:])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        name, version = interpreters.ask(program)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
         return Finding("python", "fail", f"{program} does not answer as a Python does: {error}", advice)
     found = f"{name} {'.'.join(str(part) for part in version)} at {program}"
-    fit = name == "cpython" and OLDEST_PYTHON <= version[:2] <= NEWEST_PYTHON
+    fit = name == "cpython" and interpreters.OLDEST <= version[:2] <= interpreters.NEWEST
     return Finding("python", "ok", found) if fit else Finding("python", "fail", found, advice)

@@ -264,6 +264,7 @@ def send(pairs: tuple[str, ...], json_text: str | None, output: str | None, **fl
     short_help="Predict once, here and now, without Redis.",
     **examples(
         "cog-celery predict workers/hello -i text=world",
+        "cog-celery predict my-model",
         "cog-celery predict my-model -i image=@photo.jpg --python my-model/.venv/bin/python",
         'echo \'{"text": "world"}\' | cog-celery predict workers/hello --json -',
     ),
@@ -275,13 +276,15 @@ def send(pairs: tuple[str, ...], json_text: str | None, output: str | None, **fl
 def predict(pairs: tuple[str, ...], json_text: str | None, **flags: object) -> int:
     """One prediction with the model in MODEL_DIR, here and now, without Redis.
 
+    Without -i and --json, the model's own test_inputs are predicted with, if it has them.
     The response goes to standard output as JSON, logs go to standard error. Exit status: 0 succeeded, 1 failed, 2 wrong
     use, 130 canceled.
     """
     from cog_celery.cli_inputs import read_inputs
 
     settings = load(flags, quiet=True).for_model()
-    inputs = read_inputs(pairs, json_text, max_file_bytes=settings.max_data_uri_bytes)
+    given = pairs or json_text is not None
+    inputs = read_inputs(pairs, json_text, max_file_bytes=settings.max_data_uri_bytes) if given else None
 
     from rich.console import Console
 
@@ -430,3 +433,4 @@ def main() -> NoReturn:
 
 from cog_celery import cli_dead as cli_dead  # noqa: E402  (adds its commands, with what is above)
 from cog_celery import cli_health as cli_health  # noqa: E402
+from cog_celery import cli_models as cli_models  # noqa: E402

@@ -10,6 +10,7 @@ It must not know where an error is shown: no logging, no rendering of snapshots.
     │   │   ├── GroupMissing    the consumer group does not exist
     │   │   └── Forbidden       the server's access rules do not allow it
     │   ├── SettingsConflict    the queue was made with other settings
+    │   ├── InstallError        a model's environment could not be made
     │   ├── SetupError          the predictor could not be loaded or set up
     │   ├── RunnerDied          the runner's process ended on its own
     │   ├── RunnerProtocolError the runner said something that is no message
@@ -53,6 +54,10 @@ class Forbidden(ServerError):
 
 class SettingsConflict(PlatformError):
     """A queue's stored dialect, lease or attempts are not the ones this process was started with."""
+
+
+class InstallError(PlatformError):
+    """A model's environment could not be made: no such Python here, or pip or uv failed."""
 
 
 class SetupError(PlatformError):

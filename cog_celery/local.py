@@ -1,4 +1,4 @@
-"""One prediction in a runner of its own, without Redis: `cog-celery predict`.
+"""A model here and now, in a runner of its own, without Redis: one prediction, or its schema.
 
 It must not know how the result is printed.
 """
@@ -8,67 +8,120 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from cog_celery import inputs
 from cog_celery.cancel import Cancel
+from cog_celery.cli_inputs import data_uri
 from cog_celery.environment import model_environment
+from cog_celery.errors import RunnerDied, RunnerProtocolError, SetupError
 from cog_celery.execution import Execution, Wake
 from cog_celery.guardian import Guardian
 from cog_celery.outputs import PredictionUploads, Uploader
 from cog_celery.prediction import Prediction
-from cog_celery.runner import FieldError, Runner, RunnerCommand
+from cog_celery.runner import FieldError, Lines, Runner, RunnerCommand, Schema, TestInputs
 from cog_celery.runtime.cog._runner.rendering import render_runtime
 from cog_celery.settings import Settings
 from cog_celery.snapshots import Cog04
 
 OWN = ("127.0.0.0/8", "::1")
 
+T = TypeVar("T", Schema, TestInputs)
 
-def predict(settings: Settings, input: dict[str, object]) -> tuple[dict[str, object], int]:
+
+def predict(settings: Settings, input: dict[str, object] | None) -> tuple[dict[str, object], int]:
     """The terminal snapshot (cog-0.4) of one prediction and the exit status that says the same; logs go to standard
-    error as they come, and Ctrl-C cancels. Raises SetupError.
+    error as they come, and Ctrl-C cancels. Without an input, the model's own test_inputs. Raises SetupError.
     """
+    with _running(settings) as (runner, scratch), closing(Wake()) as wake:
+        if input is None:
+            input = _test_inputs(runner, settings.max_data_uri_bytes)
+        runner.attend(wake.fileno())
+        prediction = Prediction(settings.max_log_bytes)
+        outlet = _LocalOutlet(settings, scratch)
+        execution = Execution(
+            *(runner, prediction, outlet),
+            id="local",
+            timeout=settings.predict_timeout,
+            grace=settings.cancel_grace,
+            wake=wake,
+        )
+        before = signal.signal(signal.SIGINT, lambda number, frame: execution.stop("canceled"))
+        try:
+            execution.run(msgspec.json.encode(input), hold=False, context=None)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    snapshot: dict[str, object] = msgspec.json.decode(outlet.dialect.render(prediction))
+    return snapshot, {"succeeded": 0, "canceled": 130}.get(prediction.status, 1)
+
+
+def schema(settings: Settings) -> dict[str, Any]:
+    """The OpenAPI document of the model, whose setup() is not run. Raises SetupError when it cannot be loaded."""
+    with _running(settings, setup=False) as (runner, _):
+        return _answer(runner, "schema", Schema).document
+
+
+@contextmanager
+def _running(settings: Settings, *, setup: bool = True) -> Iterator[tuple[Runner, str]]:
+    """A runner that is ready, and a folder for its files; both are gone afterwards."""
     assert settings.model_dir is not None
-    guardian, wake = Guardian(), Wake()
-    scratch = TemporaryDirectory(prefix="cog-celery-runner-", ignore_cleanup_errors=True)
-    try:
-        guardian.watch_folder(scratch.name)
+    with (
+        closing(Guardian()) as guardian,
+        TemporaryDirectory(prefix="cog-celery-runner-", ignore_cleanup_errors=True) as scratch,
+    ):
+        guardian.watch_folder(scratch)
         environment, _ = model_environment(
-            *(os.environ, settings.model_env, {"TMPDIR": scratch.name}),
+            *(os.environ, settings.model_env, {"TMPDIR": scratch}),
             other_interpreter=settings.python != sys.executable,
         )
-        command = RunnerCommand(settings.python, settings.model_dir, environment)
+        command = RunnerCommand(settings.python, settings.model_dir, environment, setup=setup)
         runner = Runner(command, guardian)
         try:
             runner.setup(command, _to_stderr, settings.setup_timeout)
-            runner.attend(wake.fileno())
-            prediction = Prediction(settings.max_log_bytes)
-            outlet = _LocalOutlet(settings, scratch.name)
-            execution = Execution(
-                *(runner, prediction, outlet),
-                id="local",
-                timeout=settings.predict_timeout,
-                grace=settings.cancel_grace,
-                wake=wake,
-            )
-            before = signal.signal(signal.SIGINT, lambda number, frame: execution.stop("canceled"))
-            try:
-                execution.run(msgspec.json.encode(input), hold=False, context=None)
-            finally:
-                signal.signal(signal.SIGINT, before)
+            yield runner, scratch
         finally:
             runner.end()
-    finally:
-        scratch.cleanup()
-        guardian.close()
-        wake.close()
-    snapshot: dict[str, object] = msgspec.json.decode(outlet.dialect.render(prediction))
-    return snapshot, {"succeeded": 0, "canceled": 130}.get(prediction.status, 1)
+
+
+def _test_inputs(runner: Runner, max_file_bytes: int) -> dict[str, object]:
+    """What the model offers, files as data URIs; nothing when it offers nothing. Raises SetupError and UsageError."""
+    told = _answer(runner, "test_inputs", TestInputs)
+    if told.error is not None:
+        raise SetupError(f"The model's test_inputs cannot be used: {told.error}")
+    if told.input is None:
+        return {}
+    for file in told.files:
+        *outer, last = file.at
+        holder: Any = told.input
+        for key in outer:
+            holder = holder[key]
+        holder[last] = data_uri(Path(file.path), max_file_bytes)
+    _to_stderr([f"cog-celery: predicting with the model's test_inputs: {', '.join(told.input) or 'none'}"])
+    return told.input
+
+
+def _answer(runner: Runner, question: Literal["schema", "test_inputs"], kind: type[T]) -> T:
+    """The runner's answer; what it logs meanwhile goes to standard error. Raises SetupError."""
+    runner.ask(question)
+    try:
+        while True:
+            answer = None
+            for message in runner.wait(None):
+                if isinstance(message, Lines):
+                    _to_stderr(message.lines)
+                elif isinstance(message, kind):
+                    answer = message
+            if answer is not None:
+                _to_stderr(runner.between())
+                return answer
+    except (RunnerDied, RunnerProtocolError) as error:
+        raise SetupError(f"The model was asked for its {question}, and did not answer: {error}") from None
 
 
 def _to_stderr(lines: list[str]) -> None:

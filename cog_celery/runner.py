@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -99,18 +99,33 @@ class Lines(msgspec.Struct, frozen=True):
     lines: list[str]
 
 
-Message = Hello | Ready | SetupFailed | Accepted | Refused | Output | Done
+class Schema(msgspec.Struct, tag="schema", tag_field="type", frozen=True):
+    document: dict[str, Any]
+
+
+class TestInputs(msgspec.Struct, tag="test_inputs", tag_field="type", frozen=True):
+    """`input` is None when the model offers none; the places of `files` in it hold None."""
+
+    __test__ = False  # pytest would take it for a test
+
+    input: dict[str, Any] | None
+    files: list[File] = []
+    error: str | None = None
+
+
+Message = Hello | Ready | SetupFailed | Accepted | Refused | Output | Done | Schema | TestInputs
 _decode = msgspec.json.Decoder(Message).decode
 _encode = msgspec.json.encode
 
 
 class RunnerCommand(msgspec.Struct, frozen=True):
-    """How to start a runner. `predict` is `file.py:Name`, None as cog.yaml says."""
+    """How to start a runner. `predict` is `file.py:Name`, None as cog.yaml says; `setup`: whether setup() is run."""
 
     python: str
     model_dir: str
     environment: Mapping[str, str]
     predict: str | None = None
+    setup: bool = True
 
 
 class Runner:
@@ -177,8 +192,13 @@ class Runner:
             "protocol": PROTOCOL,
             "model_dir": command.model_dir,
             "predict": command.predict,
+            "setup": command.setup,
         }
         self._send(_encode(message) + b"\n")
+
+    def ask(self, question: Literal["schema", "test_inputs"]) -> None:
+        """Ask for a Schema or for TestInputs, between two predictions."""
+        self._send(_encode({"type": question}) + b"\n")
 
     def predict(self, id: str, input: bytes, *, hold: bool = False, context: Mapping[str, str] | None = None) -> None:
         """Send a prediction. `input` is a JSON object as its producer wrote it."""

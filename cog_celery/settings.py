@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,8 +106,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "broker_url", broker_on(self.redis_url))
         if not self.name:
             msgspec.structs.force_setattr(self, "name", default_name())
-        if not self.python:
-            msgspec.structs.force_setattr(self, "python", sys.executable)
 
     @classmethod
     def load(cls, flags: Mapping[str, object], env: Mapping[str, str]) -> Self:
@@ -184,7 +181,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self
 
     def for_model(self) -> Self:
-        """These Settings with the model's folder and interpreter found and absolute. Raises UsageError."""
+        """These Settings with the model's folder and interpreter found and absolute. Raises UsageError.
+
+        An interpreter that nobody named is that of the model's own environment, if it is installed, else ours.
+        """
+        folder = self.model_folder()
+        python = self.python
+        if not python:
+            from cog_celery.installing import python_for  # most commands have no model
+
+            python = python_for(folder)
+        # Not resolved: the interpreter of a virtual environment is a link, and finds its packages by where the link is.
+        found = shutil.which(python)
+        if found is None:
+            raise UsageError(f"{python}: no such interpreter, or it cannot be executed ({_names('python')})")
+        return msgspec.structs.replace(self, model_dir=str(folder), python=os.path.abspath(found))
+
+    def model_folder(self) -> Path:
+        """The model's folder, absolute. Raises UsageError when it is not there, or has no cog.yaml."""
         if self.model_dir is None:
             raise UsageError(f"a model's folder is needed: MODEL_DIR or {OPTION['model_dir'].variables[0]}")
         folder = Path(os.path.abspath(self.model_dir))
@@ -192,11 +206,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"{self.model_dir}: no such folder{_nearest_entry(folder)}")
         if not (folder / "cog.yaml").is_file():
             raise UsageError(f"{self.model_dir} has no cog.yaml: a model's folder has one that names its predictor")
-        # Not resolved: the interpreter of a virtual environment is a link, and finds its packages by where the link is.
-        python = shutil.which(self.python)
-        if python is None:
-            raise UsageError(f"{self.python}: no such interpreter, or it cannot be executed ({_names('python')})")
-        return msgspec.structs.replace(self, model_dir=str(folder), python=os.path.abspath(python))
+        return folder
 
     def for_worker(self) -> Self:
         """These Settings, if a worker can work with them: as `for_model`, and exactly one queue. Raises UsageError."""
@@ -214,8 +224,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({told})"
 
 
-# A child may find another host name, another interpreter, or a variable REDIS_URL.
-_ALWAYS_TOLD: Final = frozenset({"redis_url", "name", "python"})
+# A child may find another host name, or a variable REDIS_URL.
+_ALWAYS_TOLD: Final = frozenset({"redis_url", "name"})
 
 
 def masked_url(url: str) -> str:
@@ -594,15 +604,15 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "python",
         _PATH,
         "The interpreter that the model runs in, CPython 3.9 to 3.14.",
-        (*_LOCAL, "check"),
+        (*_LOCAL, "schema", "check"),
         variables=(PREFIX + "MODEL_PYTHON",),
-        default="the one that runs us",
+        default="that of `cog-celery install`, else the one that runs us",
     ),
     Option(
         "model_env",
         _VARIABLES,
         "A variable of this environment that the model may see, beside the harmless ones.",
-        _LOCAL,
+        (*_LOCAL, "schema"),
     ),
     Option("model_id", _PLAIN, "The id that goes with setup logs to --log-queue.", _MODEL),
     Option(
@@ -760,7 +770,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "log_level",
         _choice(*LOG_LEVELS),
         "What is logged to standard error.",
-        (*_FLEET, "predict", "health", *_CLIENTS),
+        (*_FLEET, "predict", "schema", "install", "health", *_CLIENTS),
     ),
 )
 

@@ -32,6 +32,7 @@ def test_positions_mean_what_they_mean_to_cog(model: Path) -> None:
         predict_timeout=60.0,
         create_group=False,
         model_dir=str(model),
+        python=sys.executable,
     )
     assert parse(POSITIONS, {}) == expected
 
