@@ -177,6 +177,8 @@ def _includes(path: Path, text: str) -> Iterator[Path]:
 
 def _read(path: Path, named_by: str) -> str:
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}, which {named_by} names, is not a file")
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except (OSError, ValueError) as error:

@@ -134,14 +134,16 @@ class _Maker:
 
     def make(self, python: str, uv: str | None) -> None:
         folder = self._place.folder
+        # -I here and below: a module in the model's folder may have the name of one of pip's, or of Python's own.
         if uv is not None:
             status, last = self._run([uv, "venv", "--quiet", "--python", python, str(folder)])
         else:
-            status, last = self._run([python, "-m", "venv", str(folder)])
+            status, last = self._run([python, "-I", "-m", "venv", str(folder)])
         if status != 0:
+            hint = "" if uv else " Has it its venv module (on Debian and Ubuntu: apt-get install python3-venv)?"
             raise InstallError(
-                f"{python} makes no environment: {_error(last) or f'status {status}'}. Has it its venv module (on "
-                "Debian and Ubuntu: apt-get install python3-venv)? What was said about it is above."
+                f"No environment could be made with {python}: {_error(last) or f'status {status}'}. What it said is "
+                f"above.{hint}"
             )
         if self._build.wants_packages:
             self._install_packages(uv)
@@ -156,7 +158,7 @@ class _Maker:
         if uv is not None:
             command = [uv, "pip", "install", "--python", python]
         else:
-            command = [python, "-m", "pip", "install", "--log", str(notes)]
+            command = [python, "-I", "-m", "pip", "install", "--log", str(notes)]
         status, last = self._run([*command, *self._requirements()])
         if status != 0:
             package = None if uv is not None else _last_package(notes)
@@ -171,7 +173,7 @@ class _Maker:
         if self._build.packages:
             # In a file: there pip reads them as Cog has it read them, options and all.
             file = self._place.folder / "python_packages.txt"
-            file.write_text("\n".join(self._build.packages) + "\n")
+            file.write_text("\n".join(self._build.packages) + "\n", encoding="utf-8")
             yield from ("--requirement", str(file))
         if self._build.requirements is not None:
             yield from ("--requirement", str(self._build.requirements))

@@ -5,6 +5,7 @@ It must not know how the result is printed.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -54,7 +55,8 @@ def predict(settings: Settings, input: dict[str, object] | None) -> tuple[dict[s
         )
         before = signal.signal(signal.SIGINT, lambda number, frame: execution.stop("canceled"))
         try:
-            execution.run(msgspec.json.encode(input), hold=False, context=None)
+            # ASCII: half a surrogate pair, which --json can name, has no form in UTF-8.
+            execution.run(json.dumps(input).encode(), hold=False, context=None)
         finally:
             signal.signal(signal.SIGINT, before)
     snapshot: dict[str, object] = msgspec.json.decode(outlet.dialect.render(prediction))

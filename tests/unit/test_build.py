@@ -139,6 +139,9 @@ def test_a_file_of_requirements_that_is_not_there_is_named_with_who_names_it(tmp
     (tmp_path / "requirements.txt").write_text("-c nowhere.txt\n")
     with pytest.raises(UsageError, match=r"nowhere\.txt, which .*/requirements\.txt names: No such file"):
         asked.digest()
+    os.mkfifo(tmp_path / "nowhere.txt")
+    with pytest.raises(UsageError, match=r"nowhere\.txt, which .*/requirements\.txt names, is not a file"):
+        asked.digest()
     (tmp_path / "requirements.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8"):
         asked.digest()

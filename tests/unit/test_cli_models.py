@@ -230,6 +230,8 @@ def test_inputs_that_are_given_are_all_there_is(tmp_path: Path) -> None:
     (model / "cog.yaml").write_text("predict: predict.py:predict\n")
     assert json.loads(invoke("predict", model).stdout)["output"] == 5
     assert json.loads(invoke("predict", model, "--json", "{}").stdout)["output"] == 1
+    (model / "predict.py").write_text("test_inputs = {'n': 10**30}\n\ndef predict(n: int) -> int:\n    return n\n")
+    assert json.loads(invoke("predict", model).stdout)["output"] == 10**30
     (model / "predict.py").write_text("def predict(n: int = 1) -> int:\n    return n\n")
     assert json.loads(invoke("predict", model).stdout)["output"] == 1
 
@@ -251,6 +253,12 @@ def test_test_inputs_that_cannot_be_used_are_one_line(tmp_path: Path, offered: s
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.splitlines()[-1].startswith("cog-celery: The model's test_inputs cannot be used: ")
     assert told in refused.stderr
+
+
+def test_half_a_surrogate_pair_is_an_input_like_any_other() -> None:
+    predicted = invoke("predict", ROOT / "workers" / "hello", "--json", '{"text": "\\ud800"}')
+    assert predicted.exit_code == 0, predicted.output
+    assert json.loads(predicted.stdout)["output"].startswith("hello ")
 
 
 # -- install
@@ -279,6 +287,7 @@ class Predictor(BasePredictor):
 def asking(folder: Path, config: str = ASKS) -> Path:
     model = write_model(folder, USES, config)
     (model / "requirements.txt").write_text("volume\n")
+    (model / "zipfile.py").write_text("raise SystemExit('a module of the model took the place of one of Python')")
     return model
 
 
