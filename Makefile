@@ -26,8 +26,8 @@ demo: $(VENV)/.installed $(MODEL_VENV)/.installed ## Run workers/thumbnails on a
 	@$(BIN)/python scripts/demo.py --model-python $(MODEL_VENV)/bin/python
 
 .PHONY: test
-test: $(VENV)/.installed ## Run all tests; ARGS="-k cancel -x" goes to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed ## Run all tests, two files at a time; ARGS="-k cancel -x" goes to pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: test-fault
 test-fault: $(VENV)/.installed ## Run the fault tests alone
