@@ -16,7 +16,7 @@ PIP_INSTALL := -m pip install --quiet --quiet --disable-pip-version-check
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: install
 install: $(VENV)/.installed ## Make .venv with the locked requirements and this project, editable
@@ -26,8 +26,20 @@ demo: $(VENV)/.installed $(MODEL_VENV)/.installed ## Run workers/thumbnails on a
 	@$(BIN)/python scripts/demo.py --model-python $(MODEL_VENV)/bin/python
 
 .PHONY: test
-test: $(VENV)/.installed ## Run all tests; ARGS="-k cancel -x" goes to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed ## Run all tests, two files at a time; ARGS="-k cancel -x" goes to pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+.PHONY: test-fault
+test-fault: $(VENV)/.installed ## Run the fault tests alone
+	@$(BIN)/python -m pytest tests/fault $(ARGS)
+
+.PHONY: test-security
+test-security: $(VENV)/.installed ## Run the security tests alone
+	@$(BIN)/python -m pytest tests/security $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.installed ## Break delivery in every way, hundreds of times; about an hour, with Python 3.10 for Cog's own worker
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.installed ## Check format, lint and types

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import threading
 import time
@@ -59,24 +60,20 @@ def run(settings: Settings) -> int:
     if not settings.queues:
         raise UsageError("which queue? Give --queue NAME, or set COG_CELERY_QUEUE")
     settings.install(os.environ)  # the app reads them there
-    bridge = Bridge(settings)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        bridge.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    return bridge.run()
+    return Bridge(settings).run()
 
 
 class Bridge:
-    """The streams of one process. stop() may be called from a signal handler."""
+    """The streams of one process, which SIGTERM and SIGINT end. To be used in the main thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._name = life(settings.name)
+        self._told = False
         self._stopping = threading.Event()
         self._failed = threading.Event()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
         self._outage = Outage("Redis")
         self._dispatcher = Dispatcher(app, Outage("the broker"))
         self._streams = [
@@ -85,6 +82,12 @@ class Bridge:
         ]
 
     def run(self) -> int:
+        """Serve until told to stop, or until a stream cannot be served; the exit code."""
+        # The handler only notes it: what locks may be what this thread is in the middle of. The pipe ends its wait, also
+        # when the kernel hands the signal to another thread.
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
         threads = [
             threading.Thread(target=self._guarded, args=(stream,), name=f"bridge {stream.queue.name}", daemon=True)
             for stream in self._streams
@@ -95,8 +98,10 @@ class Bridge:
         heartbeat = Heartbeat(
             self._settings.heartbeat_file, "bridge", self._settings.queues, self._settings.name, self._name
         )
-        while not self._stopping.wait(EVERY):
+        while not self._told and not self._failed.is_set():
             self._show(heartbeat)
+            select.select([self._reader], [], [], EVERY)
+        self._stopping.set()
         heartbeat.touch("draining")
         # A thread may be about to block: wake them until they have all seen it.
         with contextlib.closing(Link(self._settings.redis_url, f"cog-celery-bridge-stop:{self._name}")) as link:
@@ -110,8 +115,8 @@ class Bridge:
         heartbeat.remove()
         return 1 if self._failed.is_set() else 0
 
-    def stop(self) -> None:
-        self._stopping.set()
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._told = True
 
     def _show(self, heartbeat: Heartbeat) -> None:
         """That all streams move; a bridge is as ready as the least ready of them."""
@@ -128,7 +133,7 @@ class Bridge:
         except Exception:
             log.exception("a bug of ours, in the bridge of %s", stream.queue.name)
         self._failed.set()
-        self._stopping.set()
+        os.write(self._writer, b"\0")
 
 
 @dataclass

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.soak.report import Row
-from tests.soak.trial import LEASE, Scene, Trial, kill_all
+from tests.soak.scene import Scene, kill_all
+from tests.soak.trial import LEASE, Trial
 from tests.support.processes import Child
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
@@ -150,7 +151,7 @@ def day(trial: Trial) -> None:
 
 
 def _make(scene: Scene, fleet: Fleet, fault: str, proxy: Proxy) -> None:
-    rng = scene.trial.rng
+    rng = scene.rng
     match fault:
         case "runner killed":
             victim = rng.choice(scene.fleet.runners())

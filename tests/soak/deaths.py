@@ -12,8 +12,10 @@ import signal
 import time
 from collections.abc import Sequence
 
+from tests.soak.journal import Event
 from tests.soak.report import Row
-from tests.soak.trial import Event, Input, Scene, Sent, Trial, Worker, kill_all
+from tests.soak.scene import Input, Scene, Sent, Worker, kill_all
+from tests.soak.trial import Trial
 from tests.support.processes import wait_until
 
 PER_DEATH = 20

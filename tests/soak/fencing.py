@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 
 from tests.soak.report import Row
-from tests.soak.trial import Scene, Trial, Worker
+from tests.soak.scene import Scene, Worker
+from tests.soak.trial import Trial
 from tests.support.processes import wait_until
 from tests.support.proxy import Proxy
 
@@ -77,7 +78,7 @@ def _stop_past_the_lease(scene: Scene, workers: Sequence[Worker], lease: float, 
     try:
         for pids in groups.values():
             _signal(pids, signal.SIGSTOP)
-        for wake_at, worker in sorted((at + lease * scene.trial.rng.uniform(1.0, 2.2), pid) for pid in groups):
+        for wake_at, worker in sorted((at + lease * scene.rng.uniform(1.0, 2.2), pid) for pid in groups):
             time.sleep(max(0.0, wake_at - time.time()))
             _signal(groups[worker], signal.SIGCONT)
     finally:
@@ -102,15 +103,13 @@ def _silence(scene: Scene, row: Row, workers: Sequence[Worker], times: int, leas
         return scene.fleet.credits() >= slots
 
     while row.of < times:
-        scene.trial.progress(row.of, times)
+        scene.progress(row.of, times)
         victims = workers[: times - row.of]
         wait_until(idle, "all slots to be idle", 5 * lease + 30)
         # As many as there are slots. All that run elsewhere have ended when a lease is over.
-        sent = [
-            scene.send({"action": "SLEEP", "seconds": lease * scene.trial.rng.uniform(0.3, 0.95)}) for _ in range(slots)
-        ]
+        sent = [scene.send({"action": "SLEEP", "seconds": lease * scene.rng.uniform(0.3, 0.95)}) for _ in range(slots)]
         wait_until(lambda: all(scene.owned(one.life) for one in victims), "the workers to be at work")  # noqa: B023
-        time.sleep(scene.trial.rng.uniform(0, 0.2))
+        time.sleep(scene.rng.uniform(0, 0.2))
         held = {entry for victim in victims for entry in scene.owned(victim.life)}
         at = silence(scene, victims, lease)
         statuses = scene.settle(sent, 3 * lease + 15)

@@ -16,7 +16,8 @@ import redis
 
 from bench.procfs import cpu_seconds
 from tests.soak.report import Row
-from tests.soak.trial import DEFAULT_LEASE, Input, Scene, Sent, Trial
+from tests.soak.scene import Input, Scene, Sent
+from tests.soak.trial import DEFAULT_LEASE, Trial
 from tests.support.processes import Process, wait_until
 
 PER_DEATH = 50

@@ -15,7 +15,8 @@ from typing import Any
 
 from cog_celery.failpoints import PLACES, VARIABLE
 from tests.soak.report import Row
-from tests.soak.trial import FIVE, LEASE, Input, Scene, Trial
+from tests.soak.scene import Input, Scene
+from tests.soak.trial import FIVE, LEASE, Trial
 from tests.support.processes import Child
 
 AT_ONCE = 4
@@ -107,7 +108,7 @@ def _place(trial: Trial, whole: Row, place: str, lease: float, times: int) -> No
 
 
 def _arm(scene: Scene, place: str, way: Way, number: int) -> Armed:
-    rng = scene.trial.rng
+    rng = scene.rng
     action = "stop" if number % 4 == 3 else "kill"
     nth = 1 if way.ends else rng.choice((1, 1, 2, 3))
     env = {VARIABLE: f"{place}#{nth}={action}"}
@@ -137,7 +138,7 @@ def _step(scene: Scene, row: Row, one: Armed, way: Way, place: str, lease: float
         return True
     if not one.hit and _is_stopped(one.child.pid):
         one.hit = True
-        one.wake_at = now + lease * scene.trial.rng.uniform(0.3, 1.6)
+        one.wake_at = now + lease * scene.rng.uniform(0.3, 1.6)
         scene.note(f"{one.child.name} stopped at {place}")
     if one.wake_at is not None and now > one.wake_at:
         one.wake_at, one.since = None, now
@@ -168,7 +169,7 @@ def _is_stopped(pid: int) -> bool:
 
 def _lure(scene: Scene, way: Way, lease: float) -> None:
     """Whatever leads to a place: requests of several kinds, bad ones among them, and entries of a dead owner."""
-    client, queue, rng = scene.client, scene.fleet.queue, scene.trial.rng
+    client, queue, rng = scene.client, scene.fleet.queue, scene.rng
     if scene.fleet.depth() < DEEP:
         for _ in range(3):
             scene.send(_request(rng.random()))
