@@ -83,8 +83,8 @@ class Bridge:
 
     def run(self) -> int:
         """Serve until told to stop, or until a stream cannot be served; the exit code."""
-        # The handler only notes it: what locks may be what this thread is in the middle of. The pipe ends its wait, also
-        # when the kernel hands the signal to another thread.
+        # The handler only notes it, since what locks may be what this thread is in the middle of. The pipe ends its wait,
+        # also when the kernel hands the signal to another thread.
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
