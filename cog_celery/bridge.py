@@ -83,8 +83,8 @@ class Bridge:
 
     def run(self) -> int:
         """Serve until told to stop, or until a stream cannot be served; the exit code."""
-        # The handler only notes it: what locks may be what this thread is in the middle of. The pipe ends its wait, also
-        # when the kernel hands the signal to another thread.
+        # The handler only notes it: what it would lock may be what this thread is in the middle of. The pipe ends its
+        # wait, also when the kernel hands the signal to another thread.
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
@@ -184,7 +184,7 @@ class StreamBridge:
     def run(self) -> None:
         """Serve the stream until told to stop. Raises SettingsConflict and bugs; outages are waited out."""
         pause = FIRST_PAUSE
-        said = False
+        said = was_there = False
         while not self._stopping.is_set():
             self.moved_at = time.monotonic()
             try:
@@ -194,8 +194,9 @@ class StreamBridge:
                 self.state = "ready"
                 pause, said = FIRST_PAUSE, False
             except GroupMissing:
+                was_there = was_there or self._agreed is not None  # it was the server that lost it, not its owner
                 self._agreed = None  # whoever emptied the server may have taken the settings too
-                if self._settings.create_group:
+                if self._settings.create_group or was_there:
                     if self._create():
                         log.warning("queue %s had no group: it was made", self.queue.name)
                     continue
@@ -290,8 +291,8 @@ class StreamBridge:
         try:
             self._parse(delivery.value)
         except Refusal as refusal:
+            self.queue.put_credit(self._link, credit)  # first: whatever becomes of the message, the slot is idle
             self._refuse(delivery, refusal)
-            self.queue.put_credit(self._link, credit)
             return
         ticket = Ticket(TICKET_VERSION, self.queue.name, delivery.entry, delivery.attempt, self._name, credit)
         try:
@@ -318,7 +319,7 @@ class StreamBridge:
         assert self._agreed is not None
         lease = self._agreed.lease
         now = time.monotonic()
-        if self._sweep_at and now - self._sweep_at > lease / 3:
+        if self._sweep_at and now - self._sweep_at > lease / 6:
             self._be_patient()  # we were late: then others may not have been heard either
         self._sweep_at = now + lease / 3
         self._keep_ours(lease)
@@ -331,6 +332,7 @@ class StreamBridge:
 
     def _keep_ours(self, lease: float) -> None:
         """Extend what this bridge owns; tickets whose worker is gone, or that nobody claimed, go to the next credit."""
+        assert self._agreed is not None
         owned = {line.entry: line.attempt for line in self.queue.owned(self._link, self._name)}
         self.queue.extend(self._link, [(entry, self._name, attempt) for entry, attempt in owned.items()])
         now = time.monotonic()
@@ -358,23 +360,28 @@ class StreamBridge:
                 )
                 self._unclaimed[entry] = tries + 1
                 del self._dispatched[entry]
+            if attempt > self._agreed.max_attempts:  # it was to be buried, and that failed
+                self._bury(Delivery(entry, attempt, self.queue.read(self._link, entry)), "unknown")
+                continue
             self._waiting[entry] = attempt
         for worker, alive in lives.items():
-            if not alive:
+            if (
+                not alive and now >= self._reclaim_at
+            ):  # after an outage it may not have been able to announce itself yet
                 self._dispatcher.delete(worker)
 
     def _look_at_the_queue(self, lease: float) -> None:
         """Say, once each, when a stream is too long, when nobody takes its requests, and when that is over."""
         queue, link, limit = self.queue, self._link, self._settings.max_length
         length = queue.length(link)
-        if limit is not None and (length > limit) != self._too_long:
-            self._too_long = length > limit
-            if self._too_long:
-                log.warning("queue %s has %d requests, more than --max-length %d", queue.name, length, limit)
-            else:
-                log.warning("queue %s is no longer than --max-length %d again", queue.name, limit)
+        if limit is not None and not self._too_long and length > limit:
+            self._too_long = True
+            log.warning("queue %s is longer than --max-length %d: %d requests", queue.name, limit, length)
+        elif limit is not None and self._too_long and length <= limit * 0.8:
+            self._too_long = False
+            log.warning("queue %s is well below --max-length %d again", queue.name, limit)
         # A slot that lives is idle, and has a credit, or has something in the pending list.
-        taken = not length or queue.idle_slots(link) or any(SLOT.fullmatch(owner) for owner in queue.owners(link))
+        taken = not length or queue.idle_slots(link) or any(map(_runs, queue.owners(link)))
         if taken:
             if self._nobody:
                 log.warning("the requests of queue %s are taken again", queue.name)
@@ -385,10 +392,12 @@ class StreamBridge:
             self._nobody_since = now
         elif not self._nobody and now - self._nobody_since >= lease:
             self._nobody = True
-            log.warning("queue %s has %d requests, and no worker takes them", queue.name, length)
+            log.warning("queue %s has requests, and no worker takes them: %d", queue.name, length)
 
     def _forget_the_dead(self, idle: float) -> None:
         """Delete consumers of processes that are gone, and the Celery queues of workers among them."""
+        if time.monotonic() < self._reclaim_at:
+            return
         gone: set[str] = set()
         for consumer in self.queue.idle_consumers(self._link, idle):
             if SLOT.fullmatch(consumer):
@@ -483,3 +492,8 @@ class StreamBridge:
             log.warning("queue %s: stopped without giving back what was not claimed: %s", self.queue.name, error)
         finally:
             self._link.close()
+
+
+def _runs(owner: str) -> bool:
+    """Whether what this consumer has runs, as far as anybody can tell."""
+    return BRIDGE.fullmatch(owner) is None and owner != RELEASED

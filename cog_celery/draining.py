@@ -54,7 +54,7 @@ def drain(
     for slot, current in held:
         log.warning("prediction %s is released: it did not end before the drain did", current.id)
         entry, attempt = current.delivery.entry, current.delivery.attempt
-        steps.append(partial(queue.release, link, entry, slot.consumer, attempt, lease))
+        steps.append(partial(queue.release, link, entry, slot.consumer, attempt, lease, ran=True))
     for slot in slots:
         slot.abandon()  # nothing of this attempt should go on, an upload say, when the next one begins
     _wait_for(slots, FIRST_PATIENCE)

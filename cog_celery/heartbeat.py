@@ -31,6 +31,8 @@ EVERY = 1.0
 """Seconds between two writes; a change of state is written at once."""
 SILENCE = 30.0
 """Seconds after which a loop that was not heard of is stuck: more than any single wait for a server takes."""
+FORGOTTEN = 3600.0
+"""Seconds for which a process that is gone is told of."""
 LARGEST = 1 << 16
 SUFFIX = ".json"
 
@@ -46,6 +48,7 @@ class Heartbeat:
         self._folder = None if file is None else os.path.dirname(file) or "."
         self._state: State | None = None
         self._due = 0.0
+        self._looked = False
         self._complained = False
 
     def touch(self, state: State) -> None:
@@ -56,6 +59,9 @@ class Heartbeat:
         self._state, self._due = state, now + EVERY
         try:
             with _opened(self._folder, create=True) as folder:
+                if not self._looked:
+                    self._looked = True
+                    self._look_for_another(folder)
                 self._write(folder, json.dumps({**self._about, "state": state, "at": now}).encode())
         except OSError as error:
             if not self._complained:
@@ -67,6 +73,17 @@ class Heartbeat:
         with contextlib.suppress(OSError, ValueError), _opened(self._folder, create=False) as folder:
             if _read(folder, self._file).get("life") == self._about["life"]:
                 os.unlink(self._file, dir_fd=folder)
+
+    def _look_for_another(self, folder: int) -> None:
+        """Two processes of one name overwrite each other's file, and one of them is not watched."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            other = Seen(_read(folder, self._file))
+            if other.life != self._about["life"] and other.pid != os.getpid() and other.problem is None:
+                log.warning(
+                    "process %d has the same name and the same heartbeat file: `cog-celery health` sees only one of "
+                    "them; give each a --name of its own",
+                    other.pid,
+                )
 
     def _write(self, folder: int, data: bytes) -> None:
         """Replace the file in one step; what is there under its name is not opened, nor followed."""
@@ -135,13 +152,17 @@ def look(file: str | None, role: str | None, queues: Sequence[str], name: str | 
                     seen.append(Seen(_read(fd, entry)))
     except FileNotFoundError:
         return []
-    return [
+    wanted = [
         one
         for one in seen
         if (role is None or one.role == role)
         and (file is not None or name is None or one.name == name)
         and (file is not None or not queues or set(queues) & set(one.queues))
     ]
+    # What a killed process left is told of for a while, unless another one of its role lives: its successor may have
+    # another name.
+    living = {one.role for one in wanted if _lives(one.pid)}
+    return [one for one in wanted if _lives(one.pid) or (one.role not in living and 0 <= one.age < FORGOTTEN)]
 
 
 def _read(folder: int, name: str) -> dict[str, Any]:
@@ -179,4 +200,7 @@ def _lives(pid: int) -> bool:
         return False
     except OSError:
         pass  # another user's: it lives
+    with contextlib.suppress(OSError):
+        # A zombie is dead, though nobody has waited for it. The name before the state may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
     return True

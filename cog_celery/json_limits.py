@@ -14,9 +14,9 @@ import msgspec
 
 MAX_DEPTH: Final = 100
 """Arrays and objects within each other. Python's own reader gives up at about 1,000, and models sooner."""
-MAX_KEYS: Final = 10_000
+MAX_KEYS: Final = 1_000_000
 """In all objects together."""
-MAX_CONTAINERS: Final = 100_000
+MAX_CONTAINERS: Final = 1_000_000
 """Arrays and objects in all. A pair of brackets takes two bytes here and more than fifty in the model's process."""
 MAX_DIGITS: Final = 640
 """Of one number: what every Python reads, however it is set (sys.int_info.str_digits_check_threshold)."""

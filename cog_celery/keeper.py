@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from cog_celery import failpoints
-from cog_celery.errors import ServerError
+from cog_celery.errors import GroupMissing, ServerError
 from cog_celery.guardian import Guardian
-from cog_celery.link import Link
+from cog_celery.link import LONGEST_PAUSE, Link
 from cog_celery.slots import LONG, Slot
 from cog_celery.stream import Queue
 
@@ -66,36 +66,50 @@ class Keeper:
         while not closed.wait(TICK):
             try:
                 if time.monotonic() >= due:
-                    due = time.monotonic() + every
                     self._guardian.check()
                     self.beat()
+                    due = time.monotonic() + every
                 self._look_for_cancels()
             except ServerError as error:
+                due = time.monotonic() + min(every, LONGEST_PAUSE)
                 if time.monotonic() - self._heard > 3 * self._lease:
                     self._give_up(error)
 
     def beat(self) -> None:
         """One heartbeat. Raises ServerError."""
-        known = True
-        if not self._draining.is_set():
-            known = self._queue.announce(self._link, self._life, self._about, self._lease)
-            failpoints.reach("worker.announced")
-            if self._draining.is_set():
-                self._queue.denounce(self._link, self._life)
-        held = [(slot, current) for slot in self._slots if (current := slot.current)]
-        verdicts = self._queue.extend(
-            self._link, [(current.delivery.entry, slot.consumer, current.delivery.attempt) for slot, current in held]
-        )
-        failpoints.reach("worker.extended")
+        self._extend()
+        if self._draining.is_set():
+            return
+        idle = [slot.consumer for slot in self._slots if slot.idle_since is not None and not slot.busy]
+        self._queue.announce(self._link, self._life, self._about, self._lease, idle)
         self._heard = time.monotonic()
+        failpoints.reach("worker.announced")
+        if self._draining.is_set():
+            self._queue.denounce(self._link, self._life)
+        else:
+            self._renew_credits()
+
+    def _extend(self) -> None:
+        """First of all: it keeps others off what runs here, and is done even by a server that is out of memory."""
+        held = [(slot, current) for slot in self._slots if (current := slot.current)]
+        if not held:
+            return
+        verdicts: Sequence[str]
+        try:
+            verdicts = self._queue.extend(
+                self._link,
+                [(current.delivery.entry, slot.consumer, current.delivery.attempt) for slot, current in held],
+            )
+        except GroupMissing:
+            verdicts = ["lost"] * len(held)  # whoever makes the group again has it deliver what is left of them
+        self._heard = time.monotonic()
+        failpoints.reach("worker.extended")
         for (slot, current), verdict in zip(held, verdicts, strict=True):
             # A commit may have come between: then the slot has gone on, and the verdict is about nothing.
             if verdict != "held" and slot.current is current and current.execution is not None:
                 current.execution.stop("canceled" if verdict == "deleted" else "lost")
-        if not self._draining.is_set():
-            self._renew_credits(at_once=not known)
 
-    def _renew_credits(self, *, at_once: bool) -> None:
+    def _renew_credits(self) -> None:
         """Put lost credits down again: for a dead bridge at once, for tickets that never come at growing pauses, since
         each of them costs somebody's request a lease.
         """
@@ -107,7 +121,7 @@ class Keeper:
             slot.mend()
             lost = self._lost.get(slot.consumer, 0)
             patience = self._lease * min(2 ** max(0, lost - 1), LONGEST_PATIENCE)
-            if slot.renew_credit(self._link, patience, at_once=at_once):
+            if slot.renew_credit(self._link, patience):
                 self._lost[slot.consumer] = lost + 1
                 self._on_lost_credit()
 

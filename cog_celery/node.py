@@ -32,7 +32,7 @@ from cog_celery.execution import Wake
 from cog_celery.guardian import Guardian
 from cog_celery.heartbeat import EVERY, Heartbeat, State
 from cog_celery.keeper import Keeper
-from cog_celery.link import Link, Outage, insist
+from cog_celery.link import REPLY_TIMEOUT, Link, Outage, insist
 from cog_celery.outputs import Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.probing import Probe
@@ -42,6 +42,8 @@ from cog_celery.slots import Slot, count_setup
 from cog_celery.stream import Queue, Ticket, life
 from cog_celery.workshop import Workshop
 
+DRAIN_PATIENCE = 2.0
+"""Seconds to wait for each reply in a drain, which has three rounds of steps beyond its limit."""
 BROKER_PATIENCE = 2.0
 """Seconds for a broker that is gone when the worker is, too."""
 BROKER_ALONE = 15.0
@@ -342,7 +344,7 @@ class Node:
         try:
             if self.slots:
                 limit = time.monotonic() + self.settings.drain_timeout
-                with self._own_link("drain") as link:
+                with self._own_link("drain", DRAIN_PATIENCE) as link:
                     drain(
                         *(self.queue, link, self.life, self.slots, self._agreed.lease),
                         limit=limit,
@@ -360,5 +362,6 @@ class Node:
             self._wake_hub.set()
             self._stopped.set()
 
-    def _own_link(self, what: str) -> contextlib.closing[Link]:
-        return contextlib.closing(Link(self.settings.redis_url, f"cog-celery-{what}:{self.life}", self._outage))
+    def _own_link(self, what: str, patience: float = REPLY_TIMEOUT) -> contextlib.closing[Link]:
+        name = f"cog-celery-{what}:{self.life}"
+        return contextlib.closing(Link(self.settings.redis_url, name, self._outage, patience=patience))

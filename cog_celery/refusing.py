@@ -14,6 +14,9 @@ from cog_celery.requests import Refusal
 from cog_celery.snapshots import DialectName, dialect
 from cog_celery.stream import Delivery, Queue
 
+LARGEST_LETTER = 64 << 10
+"""Bytes of a refused message that are kept: a thousand of them must not fill the server."""
+
 log = logging.getLogger(__name__)
 
 
@@ -26,10 +29,10 @@ def refuse(
     prediction.fail(time.time(), str(refusal), "input")
     # A message that is no request cannot be echoed.
     snapshot = dialect(name, None).render(prediction)
-    fault = queue.bury(link, delivery, owner, refusal.response_queue, snapshot, str(refusal), ttl)
+    fault = queue.bury(link, delivery, owner, refusal.response_queue, snapshot, str(refusal), ttl, most=LARGEST_LETTER)
     if isinstance(fault, str):
         log.error(
-            "entry %s of %s was ended all the same, but not all of it could be written: %s",
+            "entry %s of %s was ended all the same, without %s",
             delivery.entry,
             queue.name,
             fault,

@@ -27,7 +27,8 @@ OLDEST_ENTRY: Final = 100_000_000_000
 OUR_PREFIX = "cog-celery:"
 """Every key of ours in Redis begins so, the broker's too."""
 OUR_SUFFIXES: Final = ("", "-dead", "-run-time", "-setup-time")
-CELERYS: Final = ("_kombu.", "unacked", "celery-task-meta-", "celeryev", "celery\x06")
+CELERYS: Final = ("_kombu.", "celery-task-meta-", "celeryev.", "celeryev/", "celery\x06")
+CELERYS_OWN: Final = ("celery", "celeryev", "unacked", "unacked_index", "unacked_mutex")
 """How the keys begin that another Celery keeps on the same server: without a prefix, unless it is told to give one."""
 
 _TRACE: Final = re.compile(r"[\x20-\x7e]{1,512}")
@@ -129,6 +130,8 @@ def _checked(request: PredictionRequest, queue: str, prefix: str) -> PredictionR
             urls.parse(url)
         except UrlError as error:
             raise Refusal(f"The request is not valid: `output_upload_urls`: {error}.") from None
+    if request.id == "":
+        request = msgspec.structs.replace(request, id=None)  # a producer's zero value: no id at all
     deadline = request.deadline
     if deadline is not None and not 0 <= deadline <= MAX_TIME:
         raise Refusal(f"The request is not valid: `deadline` is out of range.{_hint('$.deadline')}")
@@ -148,7 +151,7 @@ def check_key(field: str, key: str, queue: str, prefix: str = "") -> None:
         raise Refusal(f"The request is not valid: `{field}` is longer than {MAX_KEY_BYTES} bytes.")
     if key.startswith(OUR_PREFIX) or (key.startswith(queue) and key[len(queue) :] in OUR_SUFFIXES):
         raise Refusal(f"The request is not valid: `{field}` names a key that belongs to the queue itself.")
-    if key.startswith(CELERYS) or key == "celery" or key.endswith(".pidbox"):
+    if key.startswith(CELERYS) or key in CELERYS_OWN or key.endswith(".pidbox"):
         raise Refusal(f"The request is not valid: `{field}` names a key that belongs to Celery.")
     if not key.startswith(prefix):
         raise Refusal(f"The request is not valid: `{field}` must begin with {prefix!r} on this queue.")
@@ -160,6 +163,8 @@ def expired(request: PredictionRequest, entry: str, now: float, max_age: float |
     `now` is in seconds since 1970, `max_age` in seconds. The request's age is told by its entry's id, which has the
     time in milliseconds by the server's clock.
     """
+    if request.id == "":
+        request = msgspec.structs.replace(request, id=None)  # a producer's zero value: no id at all
     deadline = request.deadline
     if deadline is not None and now > deadline:
         at = datetime.fromtimestamp(min(deadline, MAX_TIME - 1), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

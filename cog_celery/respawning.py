@@ -97,6 +97,8 @@ class RespawningRunner:
                 self._on_setup(self.set_up().setup_time)
                 return True
             except (SetupError, OSError) as error:
+                if self._shop.draining.is_set():
+                    return False  # the drain killed it
                 log.error("slot %d: %s", self._slot, error)
                 self._runner = None
         self._shop.on_broken(f"slot {self._slot}: its predictor could not be set up again")

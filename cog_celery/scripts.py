@@ -51,11 +51,11 @@ local function set(key, snapshot, ttl)
   if ttl == '0' then redis.call('SET', key, snapshot) else redis.call('SET', key, snapshot, 'PX', ttl) end
 end
 -- Others wait for the same id: what its first request gets, they get.
-local function show_followers(record, snapshot, ttl)
+local function show_followers(record, own, snapshot, ttl)
   redis.call('HSET', record, 'snapshot', snapshot)
   for _, field in ipairs(redis.call('HKEYS', record)) do
     local key = string.match(field, '^to:(.*)$')
-    if key and writable(key) then set(key, snapshot, ttl) end
+    if key and key ~= own and writable(key) then set(key, snapshot, ttl) end
   end
 end
 -- The next entry: one that was given back, else a new one.
@@ -135,13 +135,13 @@ if not ours(ARGV[1], ARGV[2], ARGV[3]) then
 end
 if not writable(KEYS[2]) then return 3 end
 redis.call('SET', KEYS[2], ARGV[4])
-if ARGV[5] ~= '' then show_followers(ARGV[5], ARGV[4], '0') end
+if ARGV[5] ~= '' then show_followers(ARGV[5], KEYS[2], ARGV[4], '0') end
 if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then return 2 end
 return 1
 """)
 
 # KEYS stream, settled[, response]. ARGV entry, owner, attempt, terminal snapshot, ttl in ms or 0, snapshot to be seen
-# before it or '', duration or '', take the next one: 0 or 1, record of its id or '', how long that is kept in ms.
+# before it or '', duration or '', take the next one: 0 or 1, record of its id or '', how long that is kept in ms or 0.
 # `settled` keeps what its owner committed last, so that a commit whose reply was lost can be told from one that came
 # too late. -> done[, entry, attempt, value] | settled[, entry, attempt, value] | stale | refused: the response key is
 # not for responses
@@ -167,9 +167,13 @@ if KEYS[3] then
   set(KEYS[3], ARGV[4], ARGV[5])
 end
 if ARGV[9] ~= '' then
-  show_followers(ARGV[9], ARGV[4], ARGV[5])
-  redis.call('HSET', ARGV[9], 'ended', '1')
-  redis.call('PEXPIRE', ARGV[9], ARGV[10])
+  show_followers(ARGV[9], KEYS[3], ARGV[4], ARGV[5])
+  if ARGV[10] == '0' then
+    redis.call('DEL', ARGV[9])
+  else
+    redis.call('HSET', ARGV[9], 'ended', '1')
+    redis.call('PEXPIRE', ARGV[9], ARGV[10])
+  end
 end
 redis.call('SET', KEYS[2], ARGV[1] .. '/' .. ARGV[3], 'EX', 86400)
 redis.call('XACK', stream, group, ARGV[1])
@@ -184,10 +188,10 @@ end
 return {'done'}
 """)
 
-# KEYS stream, dead letters, [response]. ARGV entry, owner, attempt, terminal snapshot or '', ttl, reason, longest list
-# of dead letters, record of its id or '', runs that it had, who had it last. The entry leaves the stream for the dead
-# letters, where it stays as it was, with the reason beside it.
-#   -> 1 | 0: not the owner | an error's text: it was ended, but not all could be written
+# KEYS stream, dead letters (the stream again: none is kept), [response]. ARGV entry, owner, attempt, terminal snapshot
+# or '', ttl, reason, longest list of dead letters, record of its id or '', runs that it had, who had it last, bytes of
+# a field that are kept or 0 for all. The entry leaves the stream for the dead letters, where it stays as it was, with
+# the reason beside it. -> 1 | 0: not the owner | an error's text: it was ended, but not all could be written
 BURY = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 local fault
@@ -200,14 +204,22 @@ if KEYS[3] and ARGV[4] ~= '' then
 end
 if ARGV[8] ~= '' then
   -- It was not answered by a prediction: the same id may be sent again.
-  if ARGV[4] ~= '' then show_followers(ARGV[8], ARGV[4], ARGV[5]) end
+  if ARGV[4] ~= '' then show_followers(ARGV[8], KEYS[3], ARGV[4], ARGV[5]) end
   redis.call('DEL', ARGV[8])
 end
 local copy = {'reason', ARGV[6], 'entry', ARGV[1], 'attempts', ARGV[9], 'owner', ARGV[10]}
 local e = redis.call('XRANGE', stream, ARGV[1], ARGV[1])[1]
-if e then
+if e and KEYS[2] ~= stream then
+  local most = tonumber(ARGV[11])
   -- Lua can pass some 8,000 values at once; an entry with more fields than a request can have is cut.
-  for i = 1, math.min(#e[2], 1000) do copy[#copy + 1] = e[2][i] end
+  for i = 1, math.min(#e[2], 1000) do
+    local field = e[2][i]
+    if most > 0 and #field > most then
+      field = string.sub(field, 1, most)
+      copy[2] = ARGV[6] .. ' (The message is cut here, it had more than ' .. ARGV[11] .. ' bytes.)'
+    end
+    copy[#copy + 1] = field
+  end
   local kept = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', unpack(copy))
   if type(kept) == 'table' and kept.err then
     -- Out of memory, or not the primary any more: it passes, and then the letter is kept.
@@ -239,8 +251,8 @@ end
 return verdicts
 """)
 
-# KEYS stream, released. ARGV entry, owner, attempt, lease in ms. Whoever takes an entry next takes this one; the
-# attempt does not count. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
+# KEYS stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms. Whoever takes an entry next takes
+# this one; the attempt does not count. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
 RELEASE = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 if value(ARGV[1]) == nil then
@@ -248,6 +260,7 @@ if value(ARGV[1]) == nil then
 else
   redis.call('XCLAIM', stream, group, 'released', 0, ARGV[1], 'IDLE', ARGV[4], 'JUSTID')
   redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 'entry', ARGV[1])
+  if KEYS[3] then redis.call('SET', KEYS[3], '', 'EX', 86400) end
   count('released')
 end
 return 1
@@ -284,19 +297,23 @@ end
 """)
 
 # KEYS stream, record of its id, response. ARGV entry, owner, attempt, ttl in ms or 0. An entry whose id another one
-# has, in flight or kept, ends here: its response key gets what the other one's gets.
-#   -> first: run it | follows | stale
+# has, in flight or kept, ends here: its response key gets what the other one's gets. A hundred may follow: each
+# snapshot is written for all of them in one step.
+#   -> first: run it | follows | stale | refused: the response key is not for responses | crowded
 ENROLL = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 'stale' end
+if not writable(KEYS[3]) then return 'refused' end
 local first, ended, snapshot = unpack(redis.call('HMGET', KEYS[2], 'entry', 'ended', 'snapshot'))
 if first == ARGV[1] then return 'first' end
 if not first or not (ended or pending(first) or value(first) ~= nil) then
-  redis.call('DEL', KEYS[2])
+  -- Those who followed one that is gone without an answer follow this one.
+  redis.call('HDEL', KEYS[2], 'ended', 'snapshot')
   redis.call('HSET', KEYS[2], 'entry', ARGV[1])
   redis.call('EXPIRE', KEYS[2], 604800) -- a week; once it has ended, as long as is wanted
   return 'first'
 end
-if snapshot and writable(KEYS[3]) then set(KEYS[3], snapshot, ended and ARGV[4] or '0') end
+if not ended and redis.call('HLEN', KEYS[2]) > 102 then return 'crowded' end
+if snapshot and redis.call('GET', KEYS[3]) ~= snapshot then set(KEYS[3], snapshot, ended and ARGV[4] or '0') end
 if not ended then redis.call('HSET', KEYS[2], 'to:' .. KEYS[3], '') end
 redis.call('XACK', stream, group, ARGV[1])
 redis.call('XDEL', stream, ARGV[1])
@@ -338,4 +355,33 @@ redis.call('XDEL', KEYS[2], ARGV[1])
 return entry
 """)
 
-SCRIPTS = (TAKE, CLAIM, PUBLISH, COMMIT, BURY, EXTEND, RELEASE, RECLAIM, RECOVER, ENROLL, CREDIT, FORGET, RETRY)
+# KEYS stream, announce key, credits. ARGV what is announced, for how many ms, then the slots that are idle. The credits
+# of a worker that was not known are thrown away: they are put down again in the same step, since later a missing one
+# may mean that its ticket is on its way. -> 1 if it was known
+ANNOUNCE = Script("""
+local known = redis.call('EXISTS', KEYS[2])
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+if known == 0 then
+  for i = 3, #ARGV do
+    if not redis.call('LPOS', KEYS[3], ARGV[i]) then redis.call('RPUSH', KEYS[3], ARGV[i]) end
+  end
+end
+return known
+""")
+
+SCRIPTS = (
+    TAKE,
+    CLAIM,
+    PUBLISH,
+    COMMIT,
+    BURY,
+    EXTEND,
+    RELEASE,
+    RECLAIM,
+    RECOVER,
+    ENROLL,
+    CREDIT,
+    FORGET,
+    ANNOUNCE,
+    RETRY,
+)

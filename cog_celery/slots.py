@@ -155,21 +155,16 @@ class Slot:
         """Whether it is in a turn."""
         return self._busy.locked()
 
-    def renew_credit(self, link: Link, patience: float, *, at_once: bool) -> bool:
+    def renew_credit(self, link: Link, patience: float) -> bool:
         """From the heartbeat: put an idle slot's credit down again, if it was lost and no ticket came for `patience`
         seconds; True in that case: a bridge died, or tickets do not reach us.
-
-        `at_once`: the worker was not known for a while, and its credits were thrown away.
         """
         idle_since = self.idle_since
         if idle_since is None or self.busy:
             self._lacking_since = None
             return False
         now = time.monotonic()
-        if at_once:
-            self._shop.queue.put_credit(link, self.consumer)
-            self._lacking_since = None
-        elif link.call("LPOS", self._shop.queue.credits, self.consumer) is not None:
+        if link.call("LPOS", self._shop.queue.credits, self.consumer) is not None:
             self._lacking_since = None
         elif self._lacking_since is None or self._lacking_since < idle_since:
             self._lacking_since = now  # a ticket may be on its way
@@ -232,7 +227,8 @@ class Slot:
     def _release(self, delivery: Delivery) -> None:
         """Give an entry back, if it is still ours."""
         release = partial(self._shop.queue.release, self.link, delivery.entry, self.consumer, delivery.attempt)
-        self._insist(partial(release, self._shop.agreed.lease))
+        ran = self.current is not None and self.current.execution is not None
+        self._insist(partial(release, self._shop.agreed.lease, ran=ran))
         failpoints.reach("slot.released")
 
     def _next(self, left: float) -> Delivery | None:
@@ -286,11 +282,11 @@ class Slot:
             scratch=self._runner.scratch,
             record=record,
         )
-        late = expired(request, delivery.entry, time.time(), shop.settings.max_age)
+        late = self._late(request, delivery)
         execution: Execution | None = None
         if late is not None:
             log.warning("prediction %s is not run: %s", id, late)
-            prediction.fail(time.time(), late, "input")
+            prediction.fail(time.time(), late, "platform")
         else:
             try:
                 execution = self._execute(current, request, prediction, outlet)
@@ -309,7 +305,7 @@ class Slot:
             self._release(delivery)
         self.current = None
         self._row(id, prediction if answered else None, time.monotonic() - began)
-        if answered:
+        if answered and execution is not None:
             shop.on_finished(prediction)
         if self._runner.died:
             self._tell_death(id, self._runner.runner.exitcode, prediction)
@@ -322,9 +318,26 @@ class Slot:
         assert response is not None
         ttl = shop.settings.response_ttl_ms
         verdict = self._insist(lambda: shop.queue.enroll(self.link, delivery, self.consumer, record, response, ttl))
+        if verdict == "refused":
+            self._bury(delivery, request, "")
+            return False
+        if verdict == "crowded":
+            refusal = Refusal("More than a hundred requests with this `id` wait for its prediction.", response)
+            self._insist(
+                lambda: refuse(self.link, shop.queue, delivery, self.consumer, refusal, shop.agreed.dialect, ttl)
+            )
+            return False
         if verdict != "first":
             log.info("entry %s is not run: another one has the id %.100r (%s)", delivery.entry, request.id, verdict)
         return verdict == "first"
+
+    def _late(self, request: PredictionRequest, delivery: Delivery) -> str | None:
+        """Why this request is not to be run any more. What once had its turn in time may have it again."""
+        max_age = self._shop.settings.max_age if delivery.attempt == 1 else None
+        late = expired(request, delivery.entry, time.time(), max_age)
+        if late is None or expired(request, delivery.entry, time.time(), None) is not None:
+            return late
+        return None if self._insist(lambda: self._shop.queue.ran(self.link, delivery.entry)) else late
 
     def _execute(
         self, current: Current, request: PredictionRequest, prediction: Prediction, outlet: SlotOutlet
@@ -380,7 +393,7 @@ class Slot:
                 duration=now - began,
                 take=take,
                 record=record,
-                record_ttl=shop.settings.idempotent_ttl,
+                record_ttl=self._kept(prediction) if record else 0.0,
             )
         )
         if verdict == "refused":
@@ -389,11 +402,19 @@ class Slot:
             log.warning("the answer to %s came too late: another attempt owns it", delivery.entry)
         return verdict in ("done", "settled"), next
 
+    def _kept(self, prediction: Prediction) -> float:
+        """Seconds for which an id is remembered with this answer; 0 for one that was not the model's."""
+        settings = self._shop.settings
+        if prediction.status == "canceled" or prediction.fault == "platform":
+            return 0.0
+        return min(settings.idempotent_ttl, settings.response_ttl or settings.idempotent_ttl)
+
     def _bury(self, delivery: Delivery, request: PredictionRequest, record: str) -> None:
         """End a delivery whose response may not be written: nobody could ever read it."""
-        reason = (
-            f"The response key {request.response_queue!r} may not be written: ask for another, or give us the right."
-        )
+        keys = f"response key {request.response_queue!r}"
+        if request.cancel_key is not None:
+            keys += f" or read the cancel key {request.cancel_key!r}"
+        reason = f"We may not write the {keys}: name others, or give us the right."
         log.error("entry %s: %s", delivery.entry, reason)
         unread = Prediction()
         unread.fail(time.time(), reason, "input")

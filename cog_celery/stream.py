@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -94,6 +95,7 @@ class Queue:
         self.settings_key = f"{OUR_PREFIX}{name}:settings"
         self.settled_prefix = f"{OUR_PREFIX}{name}:settled:"
         self.record_prefix = f"{OUR_PREFIX}{name}:id:"
+        self.ran_prefix = f"{OUR_PREFIX}{name}:ran:"
         self.released = f"{OUR_PREFIX}{name}:released"
         self.counts = f"{OUR_PREFIX}{name}:counts"
         self._released_after = "0-0"
@@ -247,9 +249,12 @@ class Queue:
 
     # -- slots
 
-    def announce(self, link: Link, life: str, about: bytes, lease: float) -> bool:
-        """Say for one lease that this worker lives; False when nobody could know any more, and its credits are void."""
-        return link.call("SET", self.announce_prefix + life, about, "PX", int(lease * 1000), "GET") is not None
+    def announce(self, link: Link, life: str, about: bytes, lease: float, idle: Sequence[str] = ()) -> bool:
+        """Say for one lease that this worker lives. False when nobody could know any more, and its credits were void:
+        those of the `idle` slots are put down again.
+        """
+        keys = (self.name, self.announce_prefix + life, self.credits)
+        return bool(link.script(scripts.ANNOUNCE, keys, about, int(lease * 1000), *idle))
 
     def denounce(self, link: Link, life: str) -> None:
         """Say that this worker takes nothing any more: from now on its credits are void."""
@@ -346,7 +351,7 @@ class Queue:
             answer = link.script(
                 *(scripts.COMMIT, keys, delivery.entry, owner, delivery.attempt, snapshot, ttl, before),
                 "" if duration is None else f"{duration:.6f}",
-                *(int(take), record, max(1, round(record_ttl * 1000))),
+                *(int(take), record, round(record_ttl * 1000)),
             )
         except Forbidden:
             return "refused", None
@@ -364,28 +369,34 @@ class Queue:
         record: str = "",
         last_owner: str = "",
         ran: bool = False,
+        most: int = 0,
     ) -> bool | str:
         """End a delivery for good: a snapshot, if anybody listens, and a copy among the dead letters.
 
         `last_owner`: who had it before `owner`, if that matters more. `ran`: whether this attempt was a run, as those
-        before it were. False: not the owner. A text: it was ended, but this is what could not be written, and why.
+        before it were. `most`: bytes of a field that the copy keeps, 0 for all. False: not the owner. A text: it was
+        ended, but this is what could not be written, and why.
         """
-        reason_bytes = reason.encode(errors="replace")
-        arguments = (delivery.entry, owner, delivery.attempt, snapshot, ttl, reason_bytes, DEAD_LETTERS)
-        letter = (record, delivery.attempt - (not ran), last_owner or owner)
-        keys = (self.name, self.dead)
-        fault = ""
-        if response is None:
-            answer = link.script(scripts.BURY, keys, *arguments, *letter)
-        else:
+        arguments = (delivery.entry, owner, delivery.attempt, snapshot, ttl, reason.encode(errors="replace"))
+        letter = (DEAD_LETTERS, record, delivery.attempt - (not ran), last_owner or owner, most)
+        listener = () if response is None else (response,)
+        without = [(self.dead, listener, "")]
+        if listener:
+            without += [(self.dead, (), f"the response {response!r}")]
+        without += [(self.name, listener, f"the dead letter in {self.dead}")]
+        if listener:
+            without += [(self.name, (), f"the response {response!r} and the dead letter in {self.dead}")]
+        for dead, response_key, missing in without:
             try:
-                answer = link.script(scripts.BURY, (*keys, response), *arguments, *letter)
+                answer = link.script(scripts.BURY, (self.name, dead, *response_key), *arguments, *letter)
             except Forbidden as error:
-                fault = str(error)
-                answer = link.script(scripts.BURY, keys, *arguments, *letter)
-        if isinstance(answer, bytes):
-            fault = f"{fault} {answer.decode(errors='replace')}".strip()
-        return fault or bool(answer)
+                forbidden = error
+                continue
+            fault = f"{missing}: {forbidden}" if missing else ""
+            if isinstance(answer, bytes):
+                fault = f"{fault} {answer.decode(errors='replace')}".strip()
+            return fault or bool(answer)
+        raise forbidden
 
     def record(self, id: str | int) -> str:
         """The key of what is known of the requests with this id, whatever is in it."""
@@ -393,11 +404,21 @@ class Queue:
 
     def enroll(
         self, link: Link, delivery: Delivery, owner: str, record: str, response: str, ttl: int
-    ) -> Literal["first", "follows", "stale"]:
-        """Whether this entry is to be run: `follows` was ended here, since another one has its id."""
+    ) -> Literal["first", "follows", "stale", "refused", "crowded"]:
+        """Whether this entry is to be run: `follows` was ended here, since another one has its id.
+
+        `refused`: the response may not be written. `crowded`: too many follow already. With these two, it goes on.
+        """
         keys = (self.name, record, response)
-        answer = link.script(scripts.ENROLL, keys, delivery.entry, owner, delivery.attempt, ttl)
+        try:
+            answer = link.script(scripts.ENROLL, keys, delivery.entry, owner, delivery.attempt, ttl)
+        except Forbidden:
+            return "refused"
         return answer.decode()  # type: ignore[no-any-return]
+
+    def ran(self, link: Link, entry: str) -> bool:
+        """Whether this entry was run and given back."""
+        return bool(link.call("EXISTS", self.ran_prefix + entry))
 
     def setup_took(self, link: Link, seconds: float) -> None:
         """Add one setup to the statistics."""
@@ -412,9 +433,9 @@ class Queue:
         answer = link.script(scripts.EXTEND, (self.name,), *(part for one in held for part in one))
         return [_VERDICTS[verdict] for verdict in answer]
 
-    def release(self, link: Link, entry: str, owner: str, attempt: int, lease: float) -> bool:
+    def release(self, link: Link, entry: str, owner: str, attempt: int, lease: float, *, ran: bool = False) -> bool:
         """Give an entry back, to be taken at once; this attempt does not count. False: not the owner."""
-        keys = (self.name, self.released)
+        keys = (self.name, self.released) + ((self.ran_prefix + entry,) if ran else ())
         return bool(link.script(scripts.RELEASE, keys, entry, owner, attempt, int(lease * 1000) + 1))
 
     def forget(self, link: Link, consumer: str) -> None:

@@ -79,6 +79,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             "pool": "threads",
             "concurrency": _node.slots_wanted,
             "queues": None,
+            "autoscale": None,
             "without_mingle": True,
             "without_gossip": True,
         }

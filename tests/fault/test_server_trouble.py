@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 import redis
 
+from cog_celery import failpoints
 from tests.conftest import FleetFactory, fleets_on, recording
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
@@ -274,3 +275,35 @@ def test_stopping_ends_when_the_server_is_gone_for_good(own_server: RedisServer,
         wait_until(lambda: all("out of reach" in child.text() for child in one.children), "the outage to be noticed")
         one.terminate()
         one.stop(timeout=8)
+
+
+# A server that has no room
+
+
+def test_what_used_up_its_attempts_is_not_run_once_more_because_the_server_had_no_room_for_its_letter(
+    own_server: RedisServer, tmp_path: Path
+) -> None:
+    with fleets_on(own_server, tmp_path) as make:
+        one = make("modes", start=False, lease=1, max_attempts=1)
+        one.start_bridge(env={failpoints.VARIABLE: "bridge.reclaimed=sleep:0.5"})
+        one.start_worker()
+        one.wait_ready()
+        request = one.producer.send({"mode": "sleeps", "seconds": 60})
+        one.producer.wait_for(request, lambda response: True)
+        one.workers[0].kill()
+        one.workers[0].wait()
+
+        def owner() -> str:
+            (entry,) = cast(list[dict[str, Any]], one.client.xpending_range(one.queue, one.queue, "-", "+", 1))
+            return str(entry["consumer"])
+
+        wait_until(lambda: "." not in owner(), "the bridge to take it over")
+        own_server.client.config_set("maxmemory", 1)
+        time.sleep(1)  # it cannot be ended meanwhile
+        own_server.client.config_set("maxmemory", 0)
+        one.start_worker()
+        response = one.producer.wait(request)
+        assert response["status"] == "failed" and "lost with its worker" in response["error"]
+        one.wait_idle()
+        assert one.client.xlen(f"{one.queue}-dead") == 1
+        serves(one)

@@ -110,11 +110,21 @@ def test_a_queue_that_is_too_long_and_that_nobody_serves_is_said_once_and_so_is_
     deserted = fleet("modes", start=False, lease=1, max_length=3)
     bridge = deserted.start_bridge()
     requests = [deserted.producer.send({"mode": "hello"}) for _ in range(5)]
-    wait_until(lambda: lines(bridge, "5 requests, and no worker takes them"), "nobody", timeout=15)
+    wait_until(lambda: lines(bridge, "and no worker takes them: 5"), "nobody", timeout=15)
     deserted.start_worker()
     for request in requests:
         deserted.producer.wait(request)
     wait_until(lambda: lines(bridge, "are taken again"), "somebody")
-    wait_until(lambda: lines(bridge, "is no longer than"), "a short queue")
-    assert lines(bridge, "more than --max-length 3") == 1
+    wait_until(lambda: lines(bridge, "is well below"), "a short queue")
+    assert lines(bridge, "is longer than --max-length 3") == 1
     assert lines(bridge, "no worker takes them") == 1
+
+
+def test_a_request_that_had_its_turn_in_time_is_not_too_old_for_another(fleet: FleetFactory) -> None:
+    two = fleet("modes", workers=2, max_age=1, drain_timeout=0.1)
+    running = two.producer.send({"mode": "sleeps", "seconds": 1.6, "text": "done"})
+    two.producer.wait_for(running, lambda response: True)
+    time.sleep(1.1)  # it is older than that now
+    owner = str(two.client.xpending_range(two.queue, two.queue, "-", "+", 1)[0]["consumer"])
+    two.workers[owner.startswith("w1")].terminate()
+    assert two.producer.wait(running)["output"] == "done"

@@ -12,6 +12,7 @@ import pytest
 from cog_celery.errors import GroupMissing, ServerLost, SettingsConflict
 from cog_celery.link import Link
 from cog_celery.stream import TICKET_VERSION, Delivery, Queue, Ticket
+from tests.support.monitor import Monitor
 from tests.support.servers import RedisServer
 
 pytestmark = [pytest.mark.every_server, pytest.mark.ours]
@@ -496,8 +497,7 @@ def test_an_id_that_is_kept_no_more_or_whose_entry_was_deleted_may_be_run_again(
     link.call("XDEL", queue.name, first.entry)
     link.call("XACK", queue.name, queue.name, first.entry)
     assert enrolled(link, queue, second, "2") == "first"
-    queue.commit(link, second, SLOT, f"{queue.name}-2", b"end", record=queue.record("an id"), record_ttl=0.001)
-    time.sleep(0.01)
+    queue.commit(link, second, SLOT, f"{queue.name}-2", b"end", record=queue.record("an id"), record_ttl=0)
     assert enrolled(link, queue, running(link, queue), "3") == "first"
 
 
@@ -509,6 +509,62 @@ def test_a_request_that_is_buried_tells_its_followers_and_its_id_may_be_sent_aga
     assert queue.bury(link, first, SLOT, f"{queue.name}-1", b"lost", "lost", record=record)
     assert link.call("MGET", f"{queue.name}-1", f"{queue.name}-2") == [b"lost", b"lost"]
     assert enrolled(link, queue, running(link, queue), "3") == "first"
+
+
+def test_those_who_followed_a_request_that_vanished_follow_the_next(link: Link, queue: Queue) -> None:
+    first, second, third = running(link, queue), running(link, queue), running(link, queue)
+    enrolled(link, queue, first, "1")
+    assert enrolled(link, queue, second, "2") == "follows"
+    link.call("XDEL", queue.name, first.entry)
+    link.call("XACK", queue.name, queue.name, first.entry)
+    assert enrolled(link, queue, third, "3") == "first"
+    queue.commit(link, third, SLOT, f"{queue.name}-3", b"end", record=queue.record("an id"), record_ttl=60)
+    assert link.call("MGET", f"{queue.name}-2", f"{queue.name}-3") == [b"end", b"end"]
+
+
+def test_a_request_that_is_sent_again_with_its_response_key_gets_one_final_response(
+    link: Link, queue: Queue, redis_server: RedisServer
+) -> None:
+    first, second = running(link, queue), running(link, queue)
+    key, record = f"{queue.name}-1", queue.record("an id")
+    with Monitor(redis_server.client) as monitor:
+        enrolled(link, queue, first, "1")
+        assert enrolled(link, queue, second, "1") == "follows"
+        queue.commit(link, first, SLOT, key, b'"end"', record=record, record_ttl=60)
+        assert enrolled(link, queue, running(link, queue), "1") == "follows"
+        assert len(monitor.sets(key)) == 1
+
+
+def test_a_crowd_behind_one_id_and_a_key_that_is_no_response_are_refused(link: Link, queue: Queue) -> None:
+    enrolled(link, queue, running(link, queue), "first")
+    verdicts = [enrolled(link, queue, running(link, queue), f"r{number}") for number in range(104)]
+    assert set(verdicts[:100]) == {"follows"} and verdicts[-1] == "crowded"
+    link.call("RPUSH", f"{queue.name}-list", "a")
+    assert enrolled(link, queue, running(link, queue), "list", id="another") == "refused"
+
+
+def test_a_letter_that_may_not_be_kept_or_is_large_costs_itself_alone(
+    link: Link, queue: Queue, redis_server: RedisServer
+) -> None:
+    user, rules = f"u-{queue.name}", (f"~{queue.name}", f"~{queue.name}-r", "~cog-celery:*", "+@all")
+    link.call("ACL", "SETUSER", user, "on", ">secret", *rules)
+    limited = Link(redis_server.url.replace("redis://", f"redis://{user}:secret@"), "limited")
+    try:
+        delivery = running(link, queue)
+        assert queue.dead in str(queue.bury(limited, delivery, SLOT, f"{queue.name}-r", b"end", "why"))
+        assert link.call("GET", f"{queue.name}-r") == b"end"
+        assert owners(link, queue) == {}
+    finally:
+        limited.close()
+        link.call("ACL", "DELUSER", user)
+    large = add(link, queue, "x" * 1000)
+    lives(link, queue, SLOT)
+    _, delivery = take(link, queue)
+    assert delivery.entry == large
+    assert queue.bury(link, delivery, BRIDGE, None, b"", "why", most=100) is True
+    fields = link.call("XRANGE", queue.dead, "-", "+")[0][1]
+    letter = dict(zip(fields[::2], fields[1::2], strict=True))
+    assert letter[b"value"] == b"x" * 100 and b"cut" in letter[b"reason"]
 
 
 def test_a_stale_attempt_enrolls_nothing(link: Link, queue: Queue) -> None:

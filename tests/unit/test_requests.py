@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cog_celery import json_limits
 from cog_celery.requests import PredictionRequest, Refusal, expired, parse
 
 
@@ -82,7 +83,9 @@ def test_a_message_that_cannot_be_served_says_why_and_to_whom(
     assert refusal.response_queue == listener
 
 
-def test_a_message_of_very_many_keys_arrays_or_urls_is_refused() -> None:
+def test_a_message_of_very_many_keys_arrays_or_urls_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_limits, "MAX_KEYS", 10_000)
+    monkeypatch.setattr(json_limits, "MAX_CONTAINERS", 100_000)
     keys = refused(b'{"response_queue":"r","input":{%b}}' % b",".join(b'"%d":0' % n for n in range(10_001)), 1 << 24)
     assert "more than 10000 keys" in str(keys) and keys.response_queue == "r"
     arrays = refused(b'{"response_queue":"r","input":{"x":[%b0]}}' % (b"[]," * 100_000), 1 << 24)
@@ -91,7 +94,9 @@ def test_a_message_of_very_many_keys_arrays_or_urls_is_refused() -> None:
     assert "`output_upload_urls` has more than 10000 entries" in str(urls) and urls.response_queue == "r"
 
 
-def test_what_is_within_the_limits_is_served() -> None:
+def test_what_is_within_the_limits_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_limits, "MAX_KEYS", 10_000)
+    monkeypatch.setattr(json_limits, "MAX_CONTAINERS", 100_000)
     deep = b'{"response_queue":"r","input":{"x":' + b"[" * 98 + b"1" + b"]" * 98 + b"}}"
     wide = b'{"response_queue":"r","input":{%b}}' % b",".join(b'"%d":0' % n for n in range(9_998))
     many = b'{"response_queue":"r","input":{"x":[%b0]}}' % (b'{"a":1},' * 9_990)
@@ -236,3 +241,12 @@ def test_an_entry_whose_id_tells_no_time_or_one_to_come_has_no_age(entry: str) -
 def test_any_deadline_that_is_taken_can_be_told() -> None:
     for deadline in (0, 0.001, 253_402_300_799.9, "1970-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"):
         assert str(expired(read(message(deadline=deadline)), ENTRY, 1e12, None)).startswith("Prediction expired: ")
+
+
+def test_requests_of_real_models_are_not_too_many() -> None:
+    boxes = message(input={"boxes": [{"x": 1, "y": 2, "w": 3, "h": 4}] * 20_000, "points": [[0.5, 0.5]] * 120_000})
+    assert read(boxes, 1 << 24).response_queue == "r"
+
+
+def test_an_empty_id_is_none() -> None:
+    assert read(message(id="")).id is None
