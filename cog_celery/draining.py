@@ -47,7 +47,7 @@ def drain(
             if slot.waiting and slot.link.client_id and not steps:
                 steps.append(partial(link.call, "CLIENT", "UNBLOCK", slot.link.client_id))
             elif slot.busy and not slot.waiting and (slot.current is None or slot.current.execution is None):
-                slot.kill_runner()  # in a setup(), or about to begin what is not to begin any more
+                slot.interrupt()  # in a setup(), or about to begin what is not to begin any more
         steps = _try(steps)
         now.wait(LOOK)
     held = [(slot, current) for slot in slots if (current := slot.current)]

@@ -65,10 +65,14 @@ class SetupError(PlatformError):
 
 
 class RunnerDied(PlatformError):
-    """The runner's process ended on its own; `exitcode` as Python gives it (negative: a signal)."""
+    """The runner's process ended; `exitcode` as Python gives it (negative: a signal).
 
-    def __init__(self, exitcode: int) -> None:
+    `bystander`: it was killed for the sake of another prediction in it.
+    """
+
+    def __init__(self, exitcode: int, *, bystander: bool = False) -> None:
         self.exitcode = exitcode
+        self.bystander = bystander
         super().__init__(
             f"Prediction failed for an unknown reason. It might have run out of memory? (exitcode {exitcode})"
         )

@@ -7,7 +7,6 @@ from one prediction to the next.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError, PlatformError, RunnerDied, RunnerProtocolError, UploadError
 from cog_celery.prediction import NULL, Prediction
 from cog_celery.runner import Accepted, Done, FieldError, File, Lines, Message, Output, Refused, Runner
+from cog_celery.sharing import Seat
+from cog_celery.wake import Wake
 
 BURST = 0.02
 """Seconds after the last log or output until a snapshot shows it: things that happen back to back share one."""
@@ -82,7 +83,7 @@ class Execution:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: Runner | Seat,
         prediction: Prediction,
         outlet: Outlet,
         *,
@@ -136,6 +137,8 @@ class Execution:
             self._runner.predict(self._id, input, hold=hold, context=context)
             self._attend(hold)
         except RunnerDied as death:
+            if death.bystander and self.reason is None:
+                self.reason = "shutdown"  # another attempt answers
             if not last_try and self._prediction.status == "starting" and self.reason is None:
                 return False
             self._hear()
@@ -346,36 +349,6 @@ class Execution:
             case "canceled":
                 self._prediction.cancel(now)
         return True
-
-
-class Wake:
-    """Wakes a thread that waits in poll()."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)
-        os.set_blocking(self._write, False)
-        self._is_set = False
-        self._lock = threading.RLock()  # reentrant: a signal handler may come in between
-
-    def fileno(self) -> int:
-        return self._read
-
-    def set(self) -> None:
-        with self._lock:
-            if not self._is_set:
-                self._is_set = True
-                os.write(self._write, b"\0")
-
-    def clear(self) -> None:
-        if self._is_set:
-            with self._lock:
-                self._is_set = False
-                os.read(self._read, 1)
-
-    def close(self) -> None:
-        os.close(self._read)
-        os.close(self._write)
 
 
 def _soonest(now: float, *times: float | None) -> float | None:

@@ -20,11 +20,11 @@ from typing import Any, Final, Literal
 
 log = logging.getLogger(__name__)
 
-State = Literal["starting", "ready", "waiting", "not consuming", "draining"]
+State = Literal["starting", "ready", "waiting", "not consuming", "unhealthy", "draining"]
 """`starting`: until setup() is done. `waiting`: for a server that is out of reach. `not consuming`: tickets that were
-sent to it do not come.
+sent to it do not come. `unhealthy`: the model says that it is not well.
 """
-STATES: Final[tuple[State, ...]] = ("starting", "ready", "waiting", "not consuming", "draining")
+STATES: Final[tuple[State, ...]] = ("starting", "ready", "waiting", "not consuming", "unhealthy", "draining")
 ROLES: Final = ("bridge", "worker")
 
 EVERY = 1.0
@@ -124,6 +124,8 @@ class Seen:
             return f"{self} is stuck: its loop was last heard of {abs(self.age):.0f} s ago"
         if self.state == "not consuming":
             return f"{self} does not consume: tickets that were sent to it do not come"
+        if self.state == "unhealthy":
+            return f"{self} has a model that is not well: its log says what it answered"
         return None
 
     @property

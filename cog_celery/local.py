@@ -22,7 +22,7 @@ from cog_celery.cancel import Cancel
 from cog_celery.cli_inputs import data_uri
 from cog_celery.environment import model_environment
 from cog_celery.errors import RunnerDied, RunnerProtocolError, SetupError
-from cog_celery.execution import Execution, Wake
+from cog_celery.execution import Execution
 from cog_celery.guardian import Guardian
 from cog_celery.outputs import PredictionUploads, Uploader
 from cog_celery.prediction import Prediction
@@ -30,6 +30,7 @@ from cog_celery.runner import FieldError, Lines, Runner, RunnerCommand, Schema, 
 from cog_celery.runtime.cog._runner.rendering import render_runtime
 from cog_celery.settings import Settings
 from cog_celery.snapshots import Cog04
+from cog_celery.wake import Wake
 
 OWN = ("127.0.0.0/8", "::1")
 

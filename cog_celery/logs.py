@@ -6,7 +6,10 @@ It must not know whose lines they are.
 from __future__ import annotations
 
 import codecs
+import logging
 
+model_log = logging.getLogger("cog_celery.model")
+"""What models write goes to the worker's own log, too."""
 MAX_LINE = 256 * 1024
 """Characters after which a line without an end is passed on in pieces, so that a stream without line ends stays small.
 """

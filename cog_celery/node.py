@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,12 @@ from typing import Any, TypeVar
 import msgspec
 from celery.worker import state
 
-from cog_celery import gpus, reporting
+from cog_celery import gpus, reporting, wellness
 from cog_celery.admission import Refusals
 from cog_celery.celery import app, delete_queue
 from cog_celery.draining import drain
 from cog_celery.environment import model_environment
 from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageError
-from cog_celery.execution import Wake
 from cog_celery.guardian import Guardian
 from cog_celery.heartbeat import EVERY, Heartbeat, State
 from cog_celery.keeper import Keeper
@@ -36,10 +35,12 @@ from cog_celery.link import REPLY_TIMEOUT, Link, Outage, insist
 from cog_celery.outputs import Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.probing import Probe
+from cog_celery.respawning import RespawningRunner
 from cog_celery.rows import Rows
 from cog_celery.settings import Settings
 from cog_celery.slots import Slot, count_setup
 from cog_celery.stream import Queue, Ticket, life
+from cog_celery.wake import Wake
 from cog_celery.workshop import Workshop
 
 DRAIN_PATIENCE = 2.0
@@ -54,6 +55,9 @@ prediction.
 """
 GROUP_PAUSE = 0.5
 """Seconds between looks for a group that does not exist yet."""
+
+MOST_AT_ONCE = 64
+"""Predictions in one runner."""
 
 T = TypeVar("T")
 
@@ -85,7 +89,11 @@ class Node:
         self.refused = Refusals()
         """What came from the broker and was not let in."""
         self.slots: list[Slot] = []
-        self.slots_wanted = len(self._assigned)
+        self._runners: list[RespawningRunner] = []
+        self._most_at_once = most_at_once(settings.model_dir, os.environ)
+        self.slots_wanted = len(self._assigned) * self._most_at_once
+        """As many as there can be; how many a model predicts at once is known when it is loaded."""
+        self._well = True
         self._outage = Outage("Redis")
         self._broker_outage = Outage("the broker")
         self._heartbeat = Heartbeat(settings.heartbeat_file, "worker", settings.queues, settings.name, self.life)
@@ -142,6 +150,8 @@ class Node:
             return "starting"
         if not self.probe.consuming:
             return "not consuming"
+        if not self._well:
+            return "unhealthy"
         return "ready" if self._worker.consumer.connected and self._keeper.reached else "waiting"
 
     def broker_lost(self, error: BaseException) -> None:
@@ -190,6 +200,8 @@ class Node:
         self._closed.set()
         for slot in self.slots:
             slot.close()
+        for runner in self._runners:
+            runner.close()
         self._guardian.close()
         self._spawner.shutdown(wait=False)
         self._rows.close()
@@ -218,10 +230,11 @@ class Node:
         if agreed is None:
             return
         self._agreed = agreed
-        slots = self._make_slots()
+        shop = self._make_shop()
+        runners = self._make_runners(shop)
         self._report.begin()
-        with ThreadPoolExecutor(len(slots), thread_name_prefix="setup") as pool:
-            setups = [pool.submit(slot.set_up) for slot in slots]
+        with ThreadPoolExecutor(len(runners), thread_name_prefix="setup") as pool:
+            setups = [pool.submit(runner.set_up) for runner in runners]
         failures = [error for setup in setups if (error := setup.exception()) is not None]
         if failures and self.draining.is_set():
             return  # we killed them
@@ -230,6 +243,7 @@ class Node:
             raise failures[0]
         for setup in setups:
             count_setup(self.queue, self._link, setup.result().setup_time)
+        slots = self._make_slots(shop, [setup.result().concurrency for setup in setups])
         if not self._insist(self._group_is_there):
             return
         about = {
@@ -252,11 +266,13 @@ class Node:
         for slot in slots:
             slot.begin()
         self._keeper = keeper
+        if any(setup.result().healthcheck for setup in setups):
+            self._start_thread(partial(wellness.watch, slots, self._closed, self._set_well), "health")
         log.info("worker %s is ready: %d slots on queue %s", self.life, len(slots), self.queue.name)
 
-    def _make_slots(self) -> list[Slot]:
+    def _make_shop(self) -> Workshop:
         settings = self.settings
-        shop = Workshop(
+        return Workshop(
             settings=settings,
             agreed=self._agreed,
             queue=self.queue,
@@ -272,6 +288,9 @@ class Node:
             on_finished=self._finished,
             on_broken=self._fail,
         )
+
+    def _make_runners(self, shop: Workshop) -> list[RespawningRunner]:
+        settings = self.settings
         withheld: list[str] = []
         for index, gpu in enumerate(self._assigned):
             environment, withheld = model_environment(
@@ -280,10 +299,20 @@ class Node:
                 {"CUDA_VISIBLE_DEVICES": gpu},
                 other_interpreter=settings.python != sys.executable,
             )
-            self.slots.append(Slot(index, self.life, shop, environment, gpu))
+            self._runners.append(RespawningRunner(f"runner {index}", shop, environment, self._most_at_once))
         if withheld:
             log.info("not passed on to the model: %s (--model-env NAME passes one on)", ", ".join(withheld))
+        return self._runners
+
+    def _make_slots(self, shop: Workshop, seats: Sequence[int]) -> list[Slot]:
+        for runner, gpu, count in zip(self._runners, self._assigned, seats, strict=True):
+            for seat in range(count):
+                self.slots.append(Slot(len(self.slots), self.life, shop, runner, seat, gpu))
         return self.slots
+
+    def _set_well(self, well: bool) -> None:
+        self._well = well
+        reporting.set_ready_file(well and not self.draining.is_set())
 
     def _group_is_there(self) -> bool:
         """Wait for the group, or make it; False when told to stop before."""
@@ -357,7 +386,9 @@ class Node:
         finally:
             self._giving_up.set()
             for slot in self.slots:
-                slot.abandon()  # a setup() may still be going on
+                slot.abandon()
+            for runner in self._runners:
+                runner.kill()  # a setup() may still be going on
             state.should_stop = self.exit_code
             self._wake_hub.set()
             self._stopped.set()
@@ -365,3 +396,19 @@ class Node:
     def _own_link(self, what: str, patience: float = REPLY_TIMEOUT) -> contextlib.closing[Link]:
         name = f"cog-celery-{what}:{self.life}"
         return contextlib.closing(Link(self.settings.redis_url, name, self._outage, patience=patience))
+
+
+def most_at_once(model_dir: str, env: Mapping[str, str]) -> int:
+    """How many predictions a runner of this model may be asked to serve at once, before the model itself can say.
+
+    Most models never do so. One that does says it in cog.yaml, in the environment, or by a decorator in its code.
+    """
+    if env.get("COG_MAX_CONCURRENCY", "").strip():
+        return MOST_AT_ONCE
+    for file in (Path(model_dir, "cog.yaml"), *Path(model_dir).glob("*.py")):
+        try:
+            if "concurren" in file.read_text(errors="replace"):
+                return MOST_AT_ONCE
+        except OSError:
+            continue  # whoever loads the model says what is wrong with it
+    return 1

@@ -15,6 +15,7 @@ from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, GroupMissing, ServerLost
 from cog_celery.execution import Execution
 from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, ScriptMissing
+from cog_celery.logs import model_log
 from cog_celery.outputs import PredictionUploads, Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.requests import PredictionRequest
@@ -25,8 +26,6 @@ from cog_celery.stream import Delivery, Published, Queue
 
 LARGEST = (512 << 20) - 1024
 """Bytes. Redis takes no longer value."""
-
-model_log = logging.getLogger("cog_celery.model")
 
 
 class SlotOutlet:

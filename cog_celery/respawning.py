@@ -6,54 +6,57 @@ It must not know what is predicted, nor where requests come from.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from tempfile import TemporaryDirectory
 
-from cog_celery.errors import RunnerDied, SetupError
-from cog_celery.outlet import model_log
-from cog_celery.runner import Ready, Runner, RunnerCommand
+from cog_celery.errors import RunnerDied, RunnerProtocolError, SetupError
+from cog_celery.logs import model_log
+from cog_celery.runner import Health, Lines, Ready, Runner, RunnerCommand
+from cog_celery.sharing import Seat, SharedRunner
 from cog_celery.workshop import Workshop
 
 SETUP_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds between attempts to set a predictor up again after its runner died. After the last one it is given up."""
+HEALTH_PATIENCE = 8.0
+"""Seconds for an answer to a health check; the runner gives the model 5 s."""
 
 log = logging.getLogger(__name__)
 
 
 class RespawningRunner:
-    """Used by one slot; kill() may come from any thread. `wake`: a file descriptor that ends the runner's waits."""
+    """Used by one slot, or by as many as the model predicts at once, each with a seat of its own.
 
-    def __init__(
-        self,
-        slot: int,
-        shop: Workshop,
-        environment: Mapping[str, str],
-        wake: int,
-        on_setup: Callable[[float], None],
-    ) -> None:
-        self._slot = slot
+    kill() may come from any thread; of one seat, all else comes from its slot's.
+    """
+
+    def __init__(self, name: str, shop: Workshop, environment: Mapping[str, str], concurrency: int) -> None:
+        self._name = name
         self._shop = shop
         self._environment = environment
-        self._wake = wake
-        self._on_setup = on_setup
+        self._concurrency = concurrency
+        self._lock = threading.Lock()
         self._scratch: TemporaryDirectory[str] | None = None
         self._runner: Runner | None = None
+        self._shared: SharedRunner | None = None
+        self._seats: Sequence[Runner | Seat] = ()
+        self.healthcheck = False
+        """Whether the model has one."""
+        self.sick: str | None = None
+        """What the model said of itself when it was asked last, if it was not well."""
 
-    @property
-    def runner(self) -> Runner:
-        """The runner as it is, also when it has died."""
-        assert self._runner is not None
-        return self._runner
+    def seat(self, index: int) -> Runner | Seat:
+        """What a slot predicts with, also when it has died."""
+        return self._seats[index]
 
-    @property
-    def ended(self) -> bool:
-        """Whether there is none, or it has died."""
-        return self._runner is None or self._runner.ended
+    def ended(self, index: int) -> bool:
+        """Whether there is none, or its end has been told."""
+        return not self._seats or self._seats[index].ended
 
-    @property
-    def died(self) -> bool:
-        """Whether it has died since it was set up."""
-        return self._runner is not None and self._runner.ended
+    def died(self, index: int) -> bool:
+        """Whether its end has been told since it was set up."""
+        return bool(self._seats) and self._seats[index].ended
 
     @property
     def scratch(self) -> str | None:
@@ -67,53 +70,100 @@ class RespawningRunner:
         self._scratch = TemporaryDirectory(prefix="cog-celery-runner-", ignore_cleanup_errors=True)
         shop.guardian.watch_folder(self._scratch.name)
         environment = {**self._environment, "TMPDIR": self._scratch.name}
-        command = RunnerCommand(shop.settings.python, shop.settings.model_dir or ".", environment)
+        command = RunnerCommand(
+            *(shop.settings.python, shop.settings.model_dir or ".", environment), concurrency=self._concurrency
+        )
         runner = self._runner = shop.spawner.submit(Runner, command, shop.guardian).result()
         if shop.draining.is_set():
             runner.kill()  # the drain has killed the others, and may not have seen this one
         ready = runner.setup(command, shop.on_setup_lines, shop.settings.setup_timeout)
-        runner.attend(self._wake)
-        log.info("slot %d is ready: setup() took %.2f s, runner %d", self._slot, ready.setup_time, runner.pid)
+        self._concurrency = ready.concurrency
+        if ready.concurrency > 1:
+            self._shared = SharedRunner(runner, ready.concurrency)
+            self._seats = self._shared.seats
+        else:
+            self._seats = (runner,)
+        self.healthcheck = ready.healthcheck
+        log.info("%s is ready: setup() took %.2f s, process %d", self._name, ready.setup_time, runner.pid)
         return ready
 
-    def lives(self) -> bool:
+    def lives(self, index: int) -> bool:
         """Whether it lives; what it wrote between predictions goes to the log."""
+        if self.ended(index):
+            return False
         try:
-            if self._runner is not None:
-                for line in self._runner.between():
-                    model_log.info("between predictions: %s", line)
-                return True
+            for line in self._seats[index].between():
+                model_log.info("between predictions: %s", line)
+            return True
         except RunnerDied as death:
-            log.warning("the runner of slot %d ended between predictions (exitcode %d)", self._slot, death.exitcode)
+            log.warning("%s ended between predictions (exitcode %d)", self._name, death.exitcode)
+        except RunnerProtocolError as error:
+            log.warning("%s ended between predictions: %s", self._name, error)
         return False
 
-    def respawn(self) -> bool:
-        """Start it again; False when it cannot be set up, and the worker has been told, or when the worker drains."""
-        self._runner = None
-        for pause in (0.0, *SETUP_PAUSES):
-            if self._shop.draining.wait(pause):
-                return False
-            try:
-                self._on_setup(self.set_up().setup_time)
+    def respawn(self, index: int, on_setup: Callable[[float], None]) -> bool:
+        """Start it again, unless another of its slots has. False when it cannot be set up, and the worker has been
+        told, or when the worker drains.
+        """
+        with self._lock:
+            if not self.ended(index):
                 return True
-            except (SetupError, OSError) as error:
-                if self._shop.draining.is_set():
-                    return False  # the drain killed it
-                log.error("slot %d: %s", self._slot, error)
-                self._runner = None
-        self._shop.on_broken(f"slot {self._slot}: its predictor could not be set up again")
-        return False
+            self._let_go()
+            for pause in (0.0, *SETUP_PAUSES):
+                if self._shop.draining.wait(pause):
+                    return False
+                try:
+                    on_setup(self.set_up().setup_time)
+                    return True
+                except (SetupError, OSError) as error:
+                    if self._shop.draining.is_set():
+                        return False  # the drain killed it
+                    log.error("%s: %s", self._name, error)
+                    self._let_go()
+            self._shop.on_broken(f"{self._name}: its predictor could not be set up again")
+            return False
+
+    def ask_health(self) -> Health:
+        """What the model says of itself. With one seat: only while its slot does nothing. Raises RunnerDied."""
+        if self._shared is not None:
+            answer = self._shared.healthcheck(HEALTH_PATIENCE)
+        else:
+            answer = None
+            runner = self._runner
+            assert runner is not None
+            runner.ask("healthcheck")
+            until = time.monotonic() + HEALTH_PATIENCE
+            while answer is None and time.monotonic() < until:
+                for message in runner.wait(until - time.monotonic()):
+                    if isinstance(message, Lines):
+                        model_log.info("in healthcheck(): %s", "\n".join(message.lines))
+                    elif isinstance(message, Health):
+                        answer = message
+        return answer or Health(False, f"the runner has not answered within {HEALTH_PATIENCE:g} s")
 
     def kill(self) -> None:
         """End it from another thread; whoever uses it is told by its death."""
-        if self._runner is not None:
+        if self._shared is not None:
+            self._shared.kill()
+        elif self._runner is not None:
+            self._runner.kill()
+
+    def interrupt(self) -> None:
+        """End it, if that ends nothing but a setup() or what one slot is about to begin."""
+        if self._shared is None and self._runner is not None:
             self._runner.kill()
 
     def close(self) -> None:
         """End it, and remove its files."""
-        if self._runner is not None:
-            self._runner.end()
+        self._let_go()
         self._clear_scratch()
+
+    def _let_go(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+        elif self._runner is not None:
+            self._runner.end()
+        self._shared, self._runner, self._seats = None, None, ()
 
     def _clear_scratch(self) -> None:
         if self._scratch is not None:

@@ -58,6 +58,8 @@ class Hello(msgspec.Struct, tag="hello", tag_field="type", frozen=True):
 class Ready(msgspec.Struct, tag="ready", tag_field="type", frozen=True):
     setup_time: float
     inputs: list[dict[str, Any]]
+    concurrency: int = 1
+    healthcheck: bool = False
 
 
 class SetupFailed(msgspec.Struct, tag="setup_failed", tag_field="type", frozen=True):
@@ -93,6 +95,24 @@ class Done(msgspec.Struct, tag="done", tag_field="type", frozen=True):
     predict_time: float = 0.0
 
 
+class Log(msgspec.Struct, tag="log", tag_field="type", frozen=True):
+    """What one of several predictions wrote."""
+
+    id: str
+    text: str
+
+
+class Blocked(msgspec.Struct, tag="blocked", tag_field="type", frozen=True):
+    id: str | None
+    seconds: float
+    at: str
+
+
+class Health(msgspec.Struct, tag="health", tag_field="type", frozen=True):
+    healthy: bool
+    error: str | None = None
+
+
 class Lines(msgspec.Struct, frozen=True):
     """What the process and its children wrote to file descriptors 1 and 2; not a message, but it comes the same way."""
 
@@ -113,19 +133,25 @@ class TestInputs(msgspec.Struct, tag="test_inputs", tag_field="type", frozen=Tru
     error: str | None = None
 
 
-Message = Hello | Ready | SetupFailed | Accepted | Refused | Output | Done | Schema | TestInputs
+Message = (
+    Hello | Ready | SetupFailed | Accepted | Refused | Output | Done | Log | Blocked | Health | Schema | TestInputs
+)
 _decode = msgspec.json.Decoder(Message).decode
 _encode = msgspec.json.encode
 
 
 class RunnerCommand(msgspec.Struct, frozen=True):
-    """How to start a runner. `predict` is `file.py:Name`, None as cog.yaml says; `setup`: whether setup() is run."""
+    """How to start a runner. `predict` is `file.py:Name`, None as cog.yaml says; `setup`: whether setup() is run.
+
+    `concurrency`: how many predictions would be sent at once.
+    """
 
     python: str
     model_dir: str
     environment: Mapping[str, str]
     predict: str | None = None
     setup: bool = True
+    concurrency: int = 1
 
 
 class Runner:
@@ -193,21 +219,24 @@ class Runner:
             "model_dir": command.model_dir,
             "predict": command.predict,
             "setup": command.setup,
+            "concurrency": command.concurrency,
         }
         self._send(_encode(message) + b"\n")
 
-    def ask(self, question: Literal["schema", "test_inputs"]) -> None:
-        """Ask for a Schema or for TestInputs, between two predictions."""
+    def ask(self, question: Literal["schema", "test_inputs", "healthcheck"]) -> None:
+        """Ask for a Schema, TestInputs or Health, between two predictions."""
         self._send(_encode({"type": question}) + b"\n")
 
-    def predict(self, id: str, input: bytes, *, hold: bool = False, context: Mapping[str, str] | None = None) -> None:
-        """Send a prediction. `input` is a JSON object as its producer wrote it."""
+    def predict(
+        self, id: str, input: bytes, *, hold: bool = False, context: Mapping[str, str] | None = None, slot: int = 0
+    ) -> None:
+        """Send a prediction. `input` is a JSON object as its producer wrote it; `slot`: which of several it is."""
         if b"\n" in input or b"\r" in input:
             # Between tokens white space is free; inside a string neither is allowed.
             input = input.replace(b"\n", b" ").replace(b"\r", b" ")
         self._send(
-            b'{"type":"predict","id":%b,"input":%b,"hold":%b,"context":%b}\n'
-            % (_encode(id), input, b"true" if hold else b"false", _encode(context) if context else b"{}")
+            b'{"type":"predict","id":%b,"input":%b,"hold":%b,"context":%b,"slot":%d}\n'
+            % (_encode(id), input, b"true" if hold else b"false", _encode(context) if context else b"{}", slot)
         )
 
     def go(self, id: str, paths: list[str]) -> None:
@@ -221,6 +250,10 @@ class Runner:
     def cancel(self) -> None:
         """Cancel the prediction that runs; nothing happens when none does."""
         self._signal(signal.SIGUSR1)
+
+    def cancel_one(self, id: str) -> None:
+        """Cancel one of several predictions."""
+        self._send(_encode({"type": "cancel", "id": id}) + b"\n")
 
     def kill(self) -> None:
         """End the process and its whole group at once."""

@@ -10,22 +10,23 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
 from cog_celery import failpoints
-from cog_celery.errors import GroupMissing, ServerError, ServerLost
-from cog_celery.execution import Execution, Wake
+from cog_celery.errors import GroupMissing, RunnerDied, RunnerProtocolError, ServerError, ServerLost
+from cog_celery.execution import Execution
 from cog_celery.link import Link, insist
 from cog_celery.outlet import LARGEST, SlotOutlet, too_large
 from cog_celery.prediction import Prediction
 from cog_celery.refusing import refuse
 from cog_celery.requests import PredictionRequest, Refusal, expired, parse
 from cog_celery.respawning import RespawningRunner
-from cog_celery.runner import Ready
+from cog_celery.sharing import Seat
 from cog_celery.snapshots import Dialect, dialect
 from cog_celery.stream import Delivery, Queue, Ticket
+from cog_celery.wake import Wake
 from cog_celery.workshop import Workshop
 
 T = TypeVar("T")
@@ -59,7 +60,9 @@ class Current:
 class Slot:
     """turn() is called from a thread of the pool; `busy` is held through it, and through begin()."""
 
-    def __init__(self, index: int, life: str, shop: Workshop, environment: Mapping[str, str], gpu: str | None) -> None:
+    def __init__(
+        self, index: int, life: str, shop: Workshop, runner: RespawningRunner, seat: int, gpu: str | None
+    ) -> None:
         self.index = index
         self.consumer = f"{life}.{index}"
         self.gpu = gpu
@@ -74,33 +77,30 @@ class Slot:
         self.link = Link(shop.settings.redis_url, f"cog-celery-slot:{self.consumer}", shop.outage)
         self._wake = Wake()
         self._busy = threading.Lock()
-        self._runner = RespawningRunner(
-            index, shop, environment, self._wake.fileno(), lambda took: count_setup(shop.queue, self.link, took)
-        )
+        self._runner = runner
+        self._seat = seat
+        self._attended: object = None
         self._lacking_since: float | None = None
 
     # -- its runner
 
-    def set_up(self) -> Ready:
-        """Start the runner and wait for setup(); what the runner says of it. Raises SetupError, OSError."""
-        return self._runner.set_up()
+    def interrupt(self) -> None:
+        """From the drain: end a setup(), or what is about to begin."""
+        self._runner.interrupt()
 
-    def kill_runner(self) -> None:
-        """End the runner from another thread; whoever uses it is told by its death."""
-        self._runner.kill()
+    def _respawn(self) -> bool:
+        return self._runner.respawn(self._seat, lambda took: count_setup(self._shop.queue, self.link, took))
 
     def abandon(self) -> None:
         """Stop what it does, in this order: the runner's death is then not the prediction's."""
         if (current := self.current) and current.execution is not None:
             current.execution.stop("shutdown")
-        self.kill_runner()
+        self._runner.kill()
 
     def close(self) -> None:
-        """Let go of everything. A slot that still works is left to the end of the process, but for its runner."""
+        """Let go of everything but the runner. A slot that still works is left to the end of the process."""
         if not self._busy.acquire(timeout=1.0):
-            self.kill_runner()
             return
-        self._runner.close()
         self.link.close()
         self._wake.close()
 
@@ -141,8 +141,10 @@ class Slot:
         """Put the credit down: the slot is idle. Only with `_busy` held."""
         if self._shop.draining.is_set():
             return
-        if self._runner.ended and not self._runner.respawn():
+        if self._runner.ended(self._seat) and not self._respawn():
             return
+        if self._runner.sick is not None:
+            return  # until the model is well
         self.idle_since = time.monotonic()
         try:
             self._insist(lambda: self._shop.queue.put_credit(self.link, self.consumer))
@@ -179,7 +181,7 @@ class Slot:
         """From the heartbeat: an idle slot whose runner died gets another, before a request has to wait for it."""
         if self.idle_since is None or not self._busy.acquire(blocking=False):
             return
-        if self._runner.lives():
+        if self._runner.lives(self._seat):
             self._busy.release()
         else:
             threading.Thread(target=self._mend, name=f"mend slot {self.index}", daemon=True).start()
@@ -195,6 +197,47 @@ class Slot:
             log.warning("slot %d keeps its credit without a runner: %s", self.index, error)
         finally:
             self._busy.release()
+
+    def look_after_health(self) -> None:
+        """Ask the model, if it has a healthcheck(), whether it is well; while it is not, the slot takes nothing.
+
+        For the first of a runner's slots. May take seconds.
+        """
+        if not self._runner.healthcheck or not self._busy.acquire(blocking=False):
+            return
+        try:
+            if self._runner.lives(self._seat) or self._respawn():
+                health = self._runner.ask_health()
+                self._runner.sick = None if health.healthy else health.error or "it does not say why"
+        except (RunnerDied, RunnerProtocolError) as error:
+            log.warning("slot %d: the runner died when its model was asked for its health: %s", self.index, error)
+        finally:
+            self._busy.release()
+
+    def heed_health(self) -> None:
+        """Take the credit back when the model is not well, put it down when it is again."""
+        if not self._busy.acquire(blocking=False):
+            return  # its turn's end does
+        try:
+            if self._runner.sick is None and self.idle_since is None:
+                self._rest()
+            elif self._runner.sick is not None and self.idle_since is not None:
+                self._shop.queue.withdraw_credit(self.link, self.consumer)
+                self.idle_since = None
+        except ServerError as error:
+            log.warning("slot %d could not heed the health of its model: %s", self.index, error)
+        finally:
+            self._busy.release()
+
+    @property
+    def sick(self) -> str | None:
+        """Why its model is not well, None when it is."""
+        return self._runner.sick
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the first of its runner's slots."""
+        return self._seat == 0
 
     def cancel(self, id: str) -> bool:
         """Cancel the prediction of this id, if it runs here."""
@@ -217,7 +260,7 @@ class Slot:
                     return  # also before the turn is over: what was given back comes with a ticket alone
                 continue
             self.current = Current(delivery)
-            if not self._runner.lives() and not self._runner.respawn():
+            if not self._runner.lives(self._seat) and not self._respawn():
                 break
             delivery = self._handle(delivery, ends)
             self.current = None
@@ -307,9 +350,9 @@ class Slot:
         self._row(id, prediction if answered else None, time.monotonic() - began)
         if answered and execution is not None:
             shop.on_finished(prediction)
-        if self._runner.died:
-            self._tell_death(id, self._runner.runner.exitcode, prediction)
-            self._runner.respawn()
+        if self._runner.died(self._seat):
+            self._tell_death(id, self._runner.seat(self._seat).exitcode, prediction)
+            self._respawn()
         return next
 
     def _enroll(self, delivery: Delivery, request: PredictionRequest, record: str) -> bool:
@@ -345,8 +388,14 @@ class Slot:
         """Run a prediction; once more when its runner turns out to be dead before it took the input."""
         settings = self._shop.settings
         for last_try in (False, True):
+            runner = self._runner.seat(self._seat)
+            if runner is not self._attended:
+                runner.attend(self._wake.fileno())
+                self._attended = runner
+            if isinstance(runner, Seat):
+                runner.label = current.id
             execution = Execution(
-                *(self._runner.runner, prediction, outlet),
+                *(runner, prediction, outlet),
                 id=current.delivery.entry,
                 timeout=settings.predict_timeout,
                 grace=settings.cancel_grace,
@@ -358,7 +407,7 @@ class Slot:
             # The cancel key may be there already: then predict() is not entered.
             hold = request.cancel_key is not None or execution.reason is not None
             took = execution.run(bytes(request.input), hold=hold, context=request.context, last_try=last_try)
-            if took or not self._runner.respawn():
+            if took or not self._respawn():
                 break
         return execution
 
@@ -380,7 +429,9 @@ class Slot:
         if len(snapshot) > LARGEST:
             snapshot, before = dialect.render(prediction.without_output(too_large(snapshot))), b""
         now = time.monotonic()
-        take = now < ends and not shop.draining.is_set() and not self._runner.ended
+        take = (
+            now < ends and not shop.draining.is_set() and not self._runner.ended(self._seat) and not self._runner.sick
+        )
         verdict, next = self._insist(
             lambda: shop.queue.commit(
                 self.link,
