@@ -38,6 +38,8 @@ class RespawningRunner:
         self._concurrency = concurrency
         self._lock = threading.Lock()
         self._scratch: TemporaryDirectory[str] | None = None
+        self._last_scratch: TemporaryDirectory[str] | None = None
+        """That of the runner before this one, from which another slot may still upload."""
         self._runner: Runner | None = None
         self._shared: SharedRunner | None = None
         self._seats: Sequence[Runner | Seat] = ()
@@ -45,6 +47,8 @@ class RespawningRunner:
         """Whether the model has one."""
         self.sick: str | None = None
         """What the model said of itself when it was asked last, if it was not well."""
+        self.health_due = False
+        """Whether it is to be asked between two predictions, since it does nothing else."""
 
     def seat(self, index: int) -> Runner | Seat:
         """What a slot predicts with, also when it has died."""
@@ -66,7 +70,11 @@ class RespawningRunner:
     def set_up(self) -> Ready:
         """Start a runner and wait for setup(); what the runner says of it. Raises SetupError, OSError."""
         shop = self._shop
-        self._clear_scratch()
+        self._clear(self._last_scratch)
+        self._last_scratch, self._scratch = self._scratch, None
+        if self._concurrency == 1:
+            self._clear(self._last_scratch)
+            self._last_scratch = None
         self._scratch = TemporaryDirectory(prefix="cog-celery-runner-", ignore_cleanup_errors=True)
         shop.guardian.watch_folder(self._scratch.name)
         environment = {**self._environment, "TMPDIR": self._scratch.name}
@@ -123,8 +131,20 @@ class RespawningRunner:
             self._shop.on_broken(f"{self._name}: its predictor could not be set up again")
             return False
 
-    def ask_health(self) -> Health:
-        """What the model says of itself. With one seat: only while its slot does nothing. Raises RunnerDied."""
+    @property
+    def shared(self) -> bool:
+        """Whether it predicts several at once."""
+        return self._shared is not None
+
+    def ask_health(self) -> None:
+        """Have the model say of itself how it is. Not shared: only while its slot does nothing. Raises RunnerDied,
+        RunnerProtocolError.
+        """
+        self.health_due = False
+        health = self._health()
+        self.sick = None if health.healthy else health.error or "it does not say why"
+
+    def _health(self) -> Health:
         if self._shared is not None:
             answer = self._shared.healthcheck(HEALTH_PATIENCE)
         else:
@@ -156,7 +176,8 @@ class RespawningRunner:
     def close(self) -> None:
         """End it, and remove its files."""
         self._let_go()
-        self._clear_scratch()
+        for scratch in (self._last_scratch, self._scratch):
+            self._clear(scratch)
 
     def _let_go(self) -> None:
         if self._shared is not None:
@@ -165,8 +186,7 @@ class RespawningRunner:
             self._runner.end()
         self._shared, self._runner, self._seats = None, None, ()
 
-    def _clear_scratch(self) -> None:
-        if self._scratch is not None:
-            self._shop.guardian.forget_folder(self._scratch.name)
-            self._scratch.cleanup()
-            self._scratch = None
+    def _clear(self, scratch: TemporaryDirectory[str] | None) -> None:
+        if scratch is not None:
+            self._shop.guardian.forget_folder(scratch.name)
+            scratch.cleanup()

@@ -135,6 +135,9 @@ class Seat:
         self.ended = False
         """Whether its end has been told."""
 
+    def __del__(self) -> None:
+        self.wake.close()  # its slot may wait for it until it has seen the end, whoever else has begun anew
+
     @property
     def pid(self) -> int:
         return self._shared.pid

@@ -80,6 +80,7 @@ class Slot:
         self._runner = runner
         self._seat = seat
         self._attended: object = None
+        self._reviving: threading.Thread | None = None
         self._lacking_since: float | None = None
 
     # -- its runner
@@ -199,20 +200,48 @@ class Slot:
             self._busy.release()
 
     def look_after_health(self) -> None:
-        """Ask the model, if it has a healthcheck(), whether it is well; while it is not, the slot takes nothing.
-
-        For the first of a runner's slots. May take seconds.
+        """Ask the model, if it has a healthcheck(), whether it is well. For the first of a runner's slots; may take
+        seconds.
         """
-        if not self._runner.healthcheck or not self._busy.acquire(blocking=False):
+        if not self._runner.healthcheck:
+            return
+        if self._runner.shared:
+            if self._runner.lives(self._seat):
+                self._ask_health()
+            elif self.idle_since is None and not self.busy:
+                self._revive()
+            return
+        if not self._busy.acquire(blocking=False):
+            self._runner.health_due = True  # in its turn, between two predictions
             return
         try:
-            if self._runner.lives(self._seat) or self._respawn():
-                health = self._runner.ask_health()
-                self._runner.sick = None if health.healthy else health.error or "it does not say why"
-        except (RunnerDied, RunnerProtocolError) as error:
-            log.warning("slot %d: the runner died when its model was asked for its health: %s", self.index, error)
+            if not self._runner.lives(self._seat):
+                if self.idle_since is None:  # else it is mended for the next request's sake
+                    self._revive()
+                return
+            idle = self.idle_since is not None
+            if idle and not self._shop.queue.withdraw_credit(self.link, self.consumer):
+                return  # a ticket is on its way, and is not to wait
+            self._ask_health()
+            if idle:
+                self.idle_since = None
+                self._rest()
+        except ServerError as error:
+            log.warning("slot %d: the health of its model is not known: %s", self.index, error)
         finally:
             self._busy.release()
+
+    def _revive(self) -> None:
+        """Set up a model that died while it was not well, and that nobody waits for, beside the questions to others."""
+        if self._reviving is None or not self._reviving.is_alive():
+            self._reviving = threading.Thread(target=self._respawn, name=f"mend slot {self.index}", daemon=True)
+            self._reviving.start()
+
+    def _ask_health(self) -> None:
+        try:
+            self._runner.ask_health()
+        except (RunnerDied, RunnerProtocolError) as error:
+            log.warning("slot %d: the runner died when its model was asked for its health: %s", self.index, error)
 
     def heed_health(self) -> None:
         """Take the credit back when the model is not well, put it down when it is again."""
@@ -251,6 +280,10 @@ class Slot:
     def _serve(self, delivery: Delivery | None, ends: float) -> None:
         draining = self._shop.draining
         while not draining.is_set():
+            if self._runner.health_due and not self._runner.shared and self._runner.lives(self._seat):
+                self._ask_health()
+            if self._runner.sick is not None:
+                break
             if delivery is None:
                 left = ends - time.monotonic()
                 if left <= 0:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from cog_celery.slots import Slot
 
-PAUSE = 5.0
+PAUSE = 2.0
 """Seconds between two questions."""
 
 log = logging.getLogger(__name__)
