@@ -90,6 +90,12 @@ def load(flags: dict[str, object], *, quiet: bool = False) -> Settings:
     return settings
 
 
+def stops_at_once() -> None:
+    """End well at SIGTERM and SIGINT while nothing has begun; a process that takes work replaces these handlers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(SUCCEEDED))
+
+
 def options_of(command: str) -> Callable[[F], F]:
     """The rows of the table that the command takes, as its options; they arrive as text under their fields' names."""
 
@@ -192,6 +198,7 @@ def run(**flags: object) -> int:
 @options_of("bridge")
 def bridge(**flags: object) -> int:
     """Gives the requests of one or more queues to workers whose slots are idle."""
+    stops_at_once()
     settings = load(flags).for_bridge()
     from cog_celery import bridge as part
 
@@ -210,6 +217,7 @@ def bridge(**flags: object) -> int:
 @options_of("worker")
 def worker(**flags: object) -> int:
     """Predicts with the model in MODEL_DIR, in slots of its own."""
+    stops_at_once()
     settings = load(flags).for_worker()
     from cog_celery import worker as part
 

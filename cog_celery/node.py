@@ -37,8 +37,9 @@ from cog_celery.prediction import Prediction
 from cog_celery.probing import Probe
 from cog_celery.respawning import RespawningRunner
 from cog_celery.rows import Rows
+from cog_celery.serving import count_setup
 from cog_celery.settings import Settings
-from cog_celery.slots import Slot, count_setup
+from cog_celery.slots import Slot
 from cog_celery.stream import Queue, Ticket, life
 from cog_celery.wake import Wake
 from cog_celery.workshop import Workshop

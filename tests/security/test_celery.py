@@ -6,6 +6,7 @@ import base64
 import json
 import pickle
 import re
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -353,3 +354,22 @@ def test_a_remote_shutdown_drains_and_without_remote_control_nobody_listens(flee
     for one, request in zip((deaf, both), running, strict=True):
         assert one.producer.wait(request)["output"] == "done"
     deaf.workers[0].check_running()
+
+
+def test_many_void_tickets_hold_up_no_request(fleet: FleetFactory) -> None:
+    """As after an outage, or from somebody with access to the broker: they go in milliseconds each, not in turns."""
+    one = fleet("modes", slots=2, lease=2, turn=1)
+    key = f"{PREFIX}cog-celery.{life_of(one)}"
+    for number in range(60):
+        ticket = [1, one.queue, f"1-{number}", 1, "b~89abcdef", f"{life_of(one)}.{number % 2}"]
+        one.client.lpush(key, envelope(msgspec.json.encode([ticket, {}, {}])))
+    since = time.monotonic()
+    requests = [one.producer.send({"mode": "hello"}) for _ in range(20)]
+    assert [one.producer.wait(request)["output"] for request in requests] == ["hello world"] * 20
+    assert time.monotonic() - since < 5
+
+
+def life_of(fleet: Fleet) -> str:
+    """The life of the one worker of a fleet."""
+    [key] = fleet.client.scan_iter(f"cog-celery:{fleet.queue}:worker:*", count=1000)
+    return str(key).rpartition(":")[2]
