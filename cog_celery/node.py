@@ -284,6 +284,7 @@ class Node:
             spawner=self._spawner,
             draining=self.draining,
             giving_up=self._giving_up,
+            tickets_wait=lambda: len(state.reserved_requests) > len(state.active_requests),
             is_revoked=self._is_revoked,
             on_setup_lines=self._report.lines,
             on_finished=self._finished,
@@ -309,6 +310,7 @@ class Node:
         for runner, gpu, count in zip(self._runners, self._assigned, seats, strict=True):
             for seat in range(count):
                 self.slots.append(Slot(len(self.slots), self.life, shop, runner, seat, gpu))
+        self.slots[0].alone = len(self.slots) == 1
         return self.slots
 
     def _set_well(self, well: bool) -> None:

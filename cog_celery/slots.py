@@ -47,6 +47,8 @@ class Slot:
         self.current: Current | None = None
         self.waiting = False
         """Whether it waits for an entry in a blocking read."""
+        self.alone = False
+        """Whether its worker has no other slot."""
         self.turns = 0
         """How many tickets came."""
         self._shop = shop
@@ -121,6 +123,8 @@ class Slot:
         if self._runner.sick is not None:
             return  # until the model is well
         self.idle_since = time.monotonic()
+        if self.alone and self._shop.tickets_wait():
+            return  # one for this slot: with another credit it would have one too many for ever
         try:
             self._insist(lambda: self._shop.queue.put_credit(self.link, self.consumer))
             failpoints.reach("slot.credited")
@@ -260,7 +264,7 @@ class Slot:
                 break
             if delivery is None:
                 left = ends - time.monotonic()
-                if left <= 0:
+                if left <= 0 or self._shop.tickets_wait():
                     return
                 delivery = self._next(left)
                 if delivery is None:

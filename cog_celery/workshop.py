@@ -36,6 +36,8 @@ class Workshop:
     """Nothing new is started."""
     giving_up: threading.Event
     """Nothing is waited for any more: the drain's limit is over."""
+    tickets_wait: Callable[[], bool]
+    """Whether more tickets are here than turns are taken, as after an outage."""
     is_revoked: Callable[[str], bool]
     on_setup_lines: Callable[[list[str]], None]
     on_finished: Callable[[Prediction], None]
