@@ -90,7 +90,10 @@ class World:
         for child in self.drained:
             # One that was told to end before it could listen has said nothing yet.
             assert child.wait() == 0 or (child.wait() == -signal.SIGTERM and not child.text()), child.text()
+        # Credits of those that were killed are counted, too: who has just been started may be up later than that.
         wait_until(lambda: self.fleet.credits() >= WORKERS * SLOTS, "all slots to be idle again", 15)
+        wait_until(lambda: all(" is ready: " in worker.text() for worker in self.workers), "all workers to be up", 15)
+        wait_until(lambda: all(" serves " in bridge.text() for bridge in self.bridges), "all bridges to be up", 15)
         for child in (*self.bridges, *self.workers):
             child.check_running()
 
