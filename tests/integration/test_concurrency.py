@@ -193,9 +193,14 @@ def test_two_runners_are_six_slots(pair: Fleet) -> None:
     [key] = pair.client.scan_iter(f"cog-celery:{pair.queue}:worker:*", count=1000)
     assert json.loads(pair.client.get(key))["slots"] == 2 * MAX  # type: ignore[arg-type]
     assert setups(pair) == 2
-    requests = [send(pair, "meets", gate="all", count=MAX) for _ in range(2 * MAX)]
-    pids = [over(pair, request)["metrics"]["pid"] for request in requests]
+    requests = waiting(pair, "never opened", *"abcdef")  # each of them keeps its slot
+    begun = [pair.producer.wait_for(request, lambda response: "begins in" in response["logs"]) for request in requests]
+    pids = [re.findall(r"begins in (\d+)", response["logs"])[0] for response in begun]
     assert sorted(map(pids.count, set(pids))) == [MAX, MAX]
+    for request in requests:
+        pair.producer.cancel(request)
+    for request in requests:
+        pair.producer.wait(request)
 
 
 def test_each_has_a_time_of_its_own(pair: Fleet) -> None:
