@@ -97,7 +97,7 @@ def test_any_json_is_a_request_or_is_refused(value: Any) -> None:
 def test_any_object_with_a_usable_response_queue_is_served_or_answered_there(message: dict[str, Any], key: str) -> None:
     # A key of a lone surrogate has no bytes, and so is none.
     key = key.encode(errors="replace").decode()
-    message["response_queue"] = f"response {key}"
+    message["response_queue"] = f"response {key}."  # whose end is not one of Celery's names
     try:
         request = parse(json.dumps(message).encode(), QUEUE, LIMIT)
         assert request.response_queue == message["response_queue"]
