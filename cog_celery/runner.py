@@ -24,6 +24,7 @@ import msgspec
 from cog_celery.errors import RunnerDied, RunnerProtocolError, SetupError
 from cog_celery.guardian import Guardian
 from cog_celery.logs import LineSplitter
+from cog_celery.wake import Attentive
 
 PROTOCOL = 2
 MAIN = Path(__file__).parent / "runtime" / "cog" / "_runner" / "__main__.py"
@@ -154,11 +155,12 @@ class RunnerCommand(msgspec.Struct, frozen=True):
     concurrency: int = 1
 
 
-class Runner:
+class Runner(Attentive):
     """One process in the model's own interpreter. It leads a process group, and dies with its parent."""
 
     def __init__(self, command: RunnerCommand, guardian: Guardian) -> None:
         """Start the process. The calling thread must live as long as the runner may: its end would kill it."""
+        super().__init__()
         self._guardian = guardian
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
@@ -190,7 +192,6 @@ class Runner:
         assert self._process.stdout is not None and self._process.stderr is not None
         self._logs = {stream.fileno(): LineSplitter() for stream in (self._process.stdout, self._process.stderr)}
         self._pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else -1
-        self._poll = select.poll()
         self._drain = select.poll()
         os.set_blocking(self._out, False)
         os.set_blocking(self._in, False)
@@ -203,7 +204,6 @@ class Runner:
             self._poll.register(self._pidfd, select.POLLIN)
         self._rest: list[bytes] = []
         self._rest_size = 0
-        self._extra: int | None = None
         self._ended = False
         self._reaping = threading.Lock()
         self.exitcode = 0
@@ -262,14 +262,6 @@ class Runner:
                 os.killpg(self.pid, signal.SIGKILL)
 
     # -- from the runner
-
-    def attend(self, fd: int | None) -> None:
-        """Have wait() return also when there is something to read on another file descriptor; None: no longer."""
-        if self._extra is not None:
-            self._poll.unregister(self._extra)
-        if fd is not None:
-            self._poll.register(fd, select.POLLIN)
-        self._extra = fd
 
     def wait(self, timeout: float | None) -> list[Message | Lines]:
         """What came, in order; empty after `timeout` seconds, or when the attended descriptor is readable.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from cog_celery.errors import RunnerDied, RunnerProtocolError
 from cog_celery.logs import LineSplitter, model_log
 from cog_celery.runner import Blocked, Done, Health, Lines, Log, Message, Refused, Runner
-from cog_celery.wake import Wake
+from cog_celery.wake import Attentive, Wake
 
 log = logging.getLogger(__name__)
 
@@ -114,17 +114,16 @@ class SharedRunner:
                 seat.deliver(message)
 
 
-class Seat:
+class Seat(Attentive):
     """What an Execution needs of a runner. Used by one slot; cancel() and kill() may come from any thread."""
 
     def __init__(self, shared: SharedRunner, index: int) -> None:
+        super().__init__()
         self._shared = shared
         self._index = index
         self._came: deque[Message | Lines] = deque()
         self._splitter = LineSplitter()
         self._canceled = False
-        self._poll = select.poll()
-        self._extra: int | None = None
         self.wake = Wake()
         self._poll.register(self.wake.fileno(), select.POLLIN)
         self.id = ""
@@ -177,14 +176,6 @@ class Seat:
         """End the process."""
         self.kill()
         self.ended = True
-
-    def attend(self, fd: int | None) -> None:
-        """Have wait() return also when there is something to read on another file descriptor; None: no longer."""
-        if self._extra is not None:
-            self._poll.unregister(self._extra)
-        if fd is not None:
-            self._poll.register(fd, select.POLLIN)
-        self._extra = fd
 
     def wait(self, timeout: float | None) -> list[Message | Lines]:
         """What came, in order; empty after `timeout` seconds, or when the attended descriptor is readable.

@@ -6,6 +6,7 @@ It must not know what for.
 from __future__ import annotations
 
 import os
+import select
 import threading
 
 
@@ -37,3 +38,19 @@ class Wake:
     def close(self) -> None:
         os.close(self._read)
         os.close(self._write)
+
+
+class Attentive:
+    """Waits in a poll() that another file descriptor, a Wake's say, can be made to end."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._extra: int | None = None
+
+    def attend(self, fd: int | None) -> None:
+        """Have wait() return also when there is something to read on another file descriptor; None: no longer."""
+        if self._extra is not None:
+            self._poll.unregister(self._extra)
+        if fd is not None:
+            self._poll.register(fd, select.POLLIN)
+        self._extra = fd

@@ -128,7 +128,7 @@ def test_the_name_is_of_what_is_installed_and_nothing_else(tmp_path: Path) -> No
 def test_what_lies_in_a_model_s_folder_is_not_shared_with_another(tmp_path: Path, package: str) -> None:
     one, other = Build(tmp_path / "one", packages=(package,)), Build(tmp_path / "other", packages=(package,))
     assert one.digest() != other.digest()
-    url = "a @ https://example.com/a.whl"
+    url = "a @ https://example.com/a"
     assert Build(tmp_path / "one", packages=(url,)).digest() == Build(tmp_path / "other", packages=(url,)).digest()
 
 

@@ -1,5 +1,5 @@
 # What is derived from a URLPath is a Path.
-# {"x": "https://h/dir/a.tar.gz"} -> ["a.tar.gz", ".gz", "a.zip", "Path"]
+# {"x": "https://h/dir/a.b.txt"} -> ["a.b.txt", ".txt", "a.zip", "Path"]
 
 from cog import BasePredictor, URLPath
 
