@@ -365,9 +365,8 @@ class StreamBridge:
                 continue
             self._waiting[entry] = attempt
         for worker, alive in lives.items():
-            if (
-                not alive and now >= self._reclaim_at
-            ):  # after an outage it may not have been able to announce itself yet
+            # After an outage a worker that lives may not have been able to announce itself yet.
+            if not alive and now >= self._reclaim_at:
                 self._dispatcher.delete(worker)
 
     def _look_at_the_queue(self, lease: float) -> None:
@@ -465,7 +464,8 @@ class StreamBridge:
         prediction.fail(time.time(), reason, "platform")
         snapshot = dialect(self._agreed.dialect, delivery.value).render(prediction)
         ttl = self._settings.response_ttl_ms
-        record = "" if request.id is None else self.queue.record(request.id)
+        known = self._agreed.idempotent_ids and request.id is not None
+        record = self.queue.record(request.id or "") if known else ""
         self.queue.bury(
             *(self._link, delivery, self._name, request.response_queue, snapshot, reason, ttl, record),
             last_owner=last_owner,
