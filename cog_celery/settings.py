@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import string
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,12 @@ PREFIX: Final = "COG_CELERY_"
 DEFAULT_REDIS_URL: Final = "redis://localhost:6379/0"
 DIALECTS: Final = ("cog-0.4", "cog-0.6")
 ADDRESSES: Final = ("cluster", "public")
-UPLOAD_MODES: Final = ("auto", "put", "multipart")
+UPLOAD_MODES: Final = ("auto", "put", "multipart", "s3", "presigned")
+S3_MODES: Final = ("s3", "presigned")
+OUTPUT_URLS: Final = ("presigned", "public", "s3")
+KEY_FIELDS: Final = ("queue", "id", "entry", "name")
+LONGEST_SIGNATURE: Final = 7 * 86_400
+"""Seconds. S3 refuses a presigned URL with a longer life."""
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 MAX_NAME_BYTES: Final = 200
@@ -82,6 +88,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     upload_url: str | None = None
     upload_mode: str = "auto"
+    upload_key: str = "{queue}/{id}/{name}"
+    output_url: str = "presigned"
+    output_url_lifetime: float = 3600.0
+    overlap_uploads: bool = True
+    input_cache: str | None = None
+    input_cache_size: int = 10 << 30
+    input_upload_url: str | None = None
     response_prefix: str = ""
     response_ttl: float | None = None
     addresses: str = "cluster"
@@ -121,7 +134,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for finer in ("slots_per_gpu", "gpus_per_slot"):
             if finer in given and "gpus" not in given:
                 raise UsageError(f"{given[finer].label} needs {OPTION['gpus'].flag}, which says which GPUs there are")
-        return cls(**{name: OPTION[name].kind.read(source) for name, source in given.items()})  # type: ignore[arg-type]
+        settings = cls(**{name: OPTION[name].kind.read(source) for name, source in given.items()})  # type: ignore[arg-type]
+        if (mode := settings.upload_mode) != "auto" and (settings.upload_url or "").startswith("s3://") != (
+            mode in S3_MODES
+        ):
+            needed = "an s3:// URL" if mode in S3_MODES else "an http(s):// URL"
+            raise UsageError(f"{given['upload_mode'].label} {mode} needs {needed} as {OPTION['upload_url'].flag}")
+        return settings
 
     def to_env(self) -> dict[str, str]:
         """The variables from which `load({}, …)` makes these same Settings."""
@@ -461,7 +480,57 @@ def _redis_url(text: str) -> str:
 
 
 def _upload_url(text: str) -> str | None:
-    return _url("http", "https")(text) if text else None
+    if not text:
+        return None
+    url = _url("http", "https", "s3")(text)
+    if url.startswith("s3://"):
+        _s3_url(url)
+    return url
+
+
+def _s3_url(text: str) -> str:
+    """s3://bucket or s3://bucket/prefix. Where the server is and who we are, the AWS_* variables say."""
+    url = urlsplit(text)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", url.netloc):
+        raise ValueError("a bucket's name is needed, without user or port: s3://bucket/prefix")
+    if url.query or url.fragment:
+        raise ValueError("an s3:// URL has neither ? nor #: s3://bucket/prefix")
+    return text
+
+
+def _upload_key(text: str) -> str:
+    _text(text)
+    try:
+        fields = [field for _, field, spec, conversion in string.Formatter().parse(text) if field is not None]
+        plain = all(not spec and not conversion for _, _, spec, conversion in string.Formatter().parse(text))
+    except ValueError:
+        raise ValueError("a { or } is not closed: {queue}/{id}/{name}, say") from None
+    for field in fields:
+        if field not in KEY_FIELDS:
+            raise ValueError(f"{{{field}}} is none of {', '.join(KEY_FIELDS)}{nearest(field, KEY_FIELDS)}")
+    if not plain:
+        raise ValueError("its fields take no format: {queue}/{id}/{name}, say")
+    if "name" not in fields or not {"id", "entry"} & set(fields):
+        raise ValueError("{name} and one of {id} and {entry} are needed, or predictions overwrite each other's files")
+    return text
+
+
+def _output_url(text: str) -> str:
+    if text in OUTPUT_URLS:
+        return text
+    if "://" not in text:
+        raise ValueError(f"is none of {', '.join(OUTPUT_URLS)}, and no URL{nearest(text, OUTPUT_URLS)}")
+    url = urlsplit(_url("http", "https")(text))
+    if url.query or url.fragment:
+        raise ValueError("the URL that keys are appended to has neither ? nor #")
+    return text
+
+
+def _lifetime(text: str) -> float:
+    value = float(_seconds(least=1).parse(text))  # type: ignore[arg-type]
+    if value > LONGEST_SIGNATURE:
+        raise ValueError(f"a presigned URL lives {LONGEST_SIGNATURE} seconds at most, a week")
+    return value
 
 
 def _broker_url(text: str) -> str:
@@ -705,15 +774,58 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "upload_url",
         _UPLOAD,
-        "Where output files are PUT.",
+        "Where output files go: http(s)://, or s3://bucket/prefix with the usual AWS_* variables.",
         _MODEL,
         default="none: data URIs",
     ),
     Option(
         "upload_mode",
         _choice(*UPLOAD_MODES),
-        "How they are PUT: raw, as a multipart form, or whichever the server takes.",
+        "How they go there: PUT raw, as a multipart form, or `auto`, whichever the server takes. To s3:// by S3's own "
+        "API (`auto`, `s3`), or with a PUT that we sign ourselves (`presigned`).",
         _MODEL,
+    ),
+    Option(
+        "upload_key",
+        Kind("TEMPLATE", _upload_key),
+        "The object's key below the prefix of an s3:// URL, of {queue}, {id} (the producer's), {entry} (the stream's) "
+        "and {name}.",
+        _MODEL,
+    ),
+    Option(
+        "output_url",
+        Kind("|".join(OUTPUT_URLS) + "|URL", _output_url),
+        "What the output says of an object in s3://: a presigned GET, its public URL, s3://bucket/key, or the key "
+        "after a URL of yours.",
+        _MODEL,
+    ),
+    Option(
+        "output_url_lifetime",
+        Kind("SECONDS", _lifetime, write=_write_seconds),
+        "How long a presigned GET lasts.",
+        _MODEL,
+    ),
+    Option(
+        "overlap_uploads",
+        _SWITCH,
+        "The next prediction starts while files of the last one are still on their way.",
+        _MODEL,
+    ),
+    Option(
+        "input_cache",
+        _PATH,
+        "A folder in which input files are kept for the next prediction that names the same, for all workers of a "
+        "host. The server is asked each time whether its file has changed.",
+        _LOCAL,
+        default="none: each is fetched again",
+    ),
+    Option("input_cache_size", _SIZE, "The size of that folder; what was used least recently goes first.", _LOCAL),
+    Option(
+        "input_upload_url",
+        _UPLOAD,
+        "Where `send -i NAME=@FILE` puts large files: http(s)://, or s3://bucket/prefix.",
+        ("send",),
+        default="none: inlined as data URIs",
     ),
     Option(
         "response_prefix",
