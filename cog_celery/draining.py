@@ -41,8 +41,8 @@ def drain(
 ) -> None:
     """Drain until `limit` (monotonic), or until `now`; then `giving_up` is set, and nothing is waited for any more."""
     steps: list[partial[Any]] = [partial(_denounce, queue, link, life)]
-    steps += [partial(queue.withdraw_credit, link, slot.consumer) for slot in slots]
-    while any(slot.busy for slot in slots) and time.monotonic() < limit and not now.is_set():
+    steps += [partial(queue.withdraw_credit, link, slot.name) for slot in slots]
+    while any(slot.busy or slot.held for slot in slots) and time.monotonic() < limit and not now.is_set():
         for slot in slots:
             if slot.waiting and slot.link.client_id and not steps:
                 steps.append(partial(link.call, "CLIENT", "UNBLOCK", slot.link.client_id))
@@ -50,11 +50,9 @@ def drain(
                 slot.interrupt()  # in a setup(), or about to begin what is not to begin any more
         steps = _try(steps)
         now.wait(LOOK)
-    held = [(slot, current) for slot in slots if (current := slot.current)]
-    for slot, current in held:
+    for current in (current for slot in slots for current in slot.held):
         log.warning("prediction %s is released: it did not end before the drain did", current.id)
-        entry, attempt = current.delivery.entry, current.delivery.attempt
-        steps.append(partial(queue.release, link, entry, slot.consumer, attempt, lease, ran=True))
+        steps.append(partial(queue.release, link, *current.held, lease, ran=True))
     for slot in slots:
         slot.abandon()  # nothing of this attempt should go on, an upload say, when the next one begins
     _wait_for(slots, FIRST_PATIENCE)
@@ -62,7 +60,7 @@ def drain(
     giving_up.set()
     _wait_for(slots, LAST_PATIENCE)
     steps.append(partial(queue.denounce, link, life))  # a heartbeat may have crossed the first one
-    steps += [partial(queue.forget, link, slot.consumer) for slot in slots]
+    steps += [partial(queue.forget, link, owner) for slot in slots for owner in slot.owners]
     if left := _try(steps):
         log.warning("stopped without Redis: %d steps of the drain were left out", len(left))
 
@@ -74,7 +72,7 @@ def _denounce(queue: Queue, link: Link, life: str) -> None:
 
 def _wait_for(slots: Sequence[Slot], seconds: float) -> None:
     until = time.monotonic() + seconds
-    while any(slot.busy for slot in slots) and time.monotonic() < until:
+    while any(slot.busy or slot.held for slot in slots) and time.monotonic() < until:
         time.sleep(LOOK)
 
 

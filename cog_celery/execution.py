@@ -7,9 +7,13 @@ from one prediction to the next.
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -73,13 +77,48 @@ class Outlet(Protocol):
         """The local files of these URLs. Raises InputError, Canceled."""
         ...
 
-    def upload(self, path: str, cancel: Cancel) -> str:
-        """The URL of an output's file. Raises UploadError, Canceled."""
+    def upload(self, path: str, cancel: Cancel) -> Future[str]:
+        """Begin to upload an output's file; the result is its URL, or UploadError, or Canceled."""
+        ...
+
+    @property
+    def all_open(self) -> bool:
+        """Whether no file that is being uploaded needs to stay where it is."""
         ...
 
 
+class _Output:
+    """A value that the predictor put out, and its files that are on their way."""
+
+    __slots__ = ("files", "value", "yielded")
+
+    def __init__(self, value: msgspec.Raw, yielded: bool) -> None:
+        self.value: Any = value
+        self.files: list[tuple[Any, str | int | None, Future[str]]] = []
+        """The container in which a file has its place, its key there, and its URL; without a key the value itself."""
+        self.yielded = yielded
+
+    @property
+    def there(self) -> bool:
+        """Whether all of its files are, or one of them never will be."""
+        return all(url.done() for _, _, url in self.files)
+
+    def with_urls(self) -> msgspec.Raw:
+        """The value. Raises UploadError, Canceled."""
+        for container, key, url in self.files:
+            if key is None:
+                self.value = url.result()
+            else:
+                container[key] = url.result()
+            failpoints.reach("slot.uploaded")
+        return msgspec.Raw(msgspec.json.encode(self.value)) if self.files else self.value
+
+
 class Execution:
-    """Runs once. stop() may be called from any thread; the first reason holds."""
+    """Runs once; afterwards it may be `uploading` what was put out last, until it is finished.
+
+    stop() and nudge() may be called from any thread; the first reason holds.
+    """
 
     def __init__(
         self,
@@ -98,7 +137,7 @@ class Execution:
         self._id = id
         self._timeout = timeout
         self._grace = grace
-        self._wake = wake
+        self._wake: Wake | None = wake
         self._lock = threading.RLock()  # reentrant: a signal handler may come in between
         self._running = False
         self._signal_at: float | None = None
@@ -110,6 +149,10 @@ class Execution:
         self._kill_at: float | None = None
         self._error = ""
         self._cancel: Cancel | None = None
+        self._outputs: deque[_Output] = deque()
+        """What waits for its files, and for those before it."""
+        self._end: Done | PlatformError | None = None
+        self._single: msgspec.Raw | None = None
         self.reason: Reason | None = None
         self.unshown = False
         """Whether something changed that no snapshot has shown yet."""
@@ -123,12 +166,24 @@ class Execution:
                     self._signal()
                 else:  # the runner is to answer, and may be stuck even so
                     self._kill_at = time.monotonic() + self._grace
-                if self._cancel is not None:
-                    self._cancel.set()
-        self._wake.set()
+                if self._cancel is not None and reason != "timeout":
+                    self._cancel.set()  # what was put out in time may still arrive
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Have whoever runs or finishes it look around."""
+        with self._lock:
+            if self._wake is not None:
+                self._wake.set()
+
+    @property
+    def uploading(self) -> bool:
+        """Whether the predictor is done, and its output is not."""
+        return bool(self._outputs)
 
     def run(self, input: bytes, *, hold: bool, context: dict[str, str] | None, last_try: bool = True) -> bool:
-        """Predict. Afterwards the prediction is terminal, but for a `reason` that leaves the answer to another attempt.
+        """Predict. Afterwards the prediction is terminal, but for a `reason` that leaves the answer to another attempt;
+        or it is `uploading`, and to be finished.
 
         False, without `last_try`, when the runner died before it took the input: it may be run again on another.
         Whatever else is raised, the runner is gone then: nothing of this prediction may reach the next one.
@@ -142,15 +197,43 @@ class Execution:
             if not last_try and self._prediction.status == "starting" and self.reason is None:
                 return False
             self._hear()
-            self._ended(death)
+            self._over(death)
         except RunnerProtocolError as error:
             self._runner.end()
             self._hear()
-            self._ended(error)
+            self._over(error)
         except BaseException:
             self._runner.end()
             raise
+        finally:
+            with self._lock:
+                self._wake = None  # it wakes whoever uses the runner next
         return True
+
+    def finish(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Wait for the uploads, after run(), in any one thread; then the prediction is as run() would leave it.
+
+        Returns before if `enough`, which is asked again when nudge() is called.
+        """
+        with closing(Wake()) as wake:
+            poll = select.poll()
+            poll.register(wake.fileno(), select.POLLIN)
+            with self._lock:
+                self._wake = wake
+            try:
+                while self._outputs and not enough():
+                    wake.clear()
+                    if self._settle():
+                        self._schedule()
+                    now = time.monotonic()
+                    if self._due is not None and now >= self._due:
+                        self._show(now)
+                    elif self._outputs and not enough():
+                        wait = _soonest(now, self._due)
+                        poll.poll(None if wait is None else wait * 1000)
+            finally:
+                with self._lock:
+                    self._wake = None
 
     # -- inside
 
@@ -179,11 +262,13 @@ class Execution:
                 if self._take(message, hold):
                     self._hear()
                     return
+            assert self._wake is not None
             self._wake.clear()
+            changed = self._settle()
             if late:  # and it was not over by then: what lay in the pipe has been read
                 self._deadline = None
                 self.stop("timeout")
-            if came and self.unshown:
+            if (came or changed) and self.unshown:
                 self._schedule()
 
     def _take(self, message: Message | Lines, hold: bool) -> bool:
@@ -198,9 +283,7 @@ class Execution:
         match message:
             case Output() if accepted:
                 prediction.stream()
-                value = self._with_urls(message.value, message.files)
-                if value is not None:
-                    self.unshown |= prediction.add(value)
+                self._put_out(message.value, message.files, yielded=True)
             case Done() if accepted:
                 self._done(message)
                 return True
@@ -290,49 +373,77 @@ class Execution:
             now = time.monotonic()
             self._signal_at, self._kill_at = now + SIGNAL_AGAIN, now + self._grace
 
-    def _with_urls(self, value: msgspec.Raw, files: list[File]) -> msgspec.Raw | None:
-        """The value with its files' URLs in their places; None when one could not be uploaded."""
-        if not files:
-            return value
-        self._hear()  # an upload may have to ask whether we are still the owner
-        if self.reason is not None:
-            return None
-        decoded: Any = msgspec.json.decode(value)
-        for file in files:
+    def _put_out(self, value: msgspec.Raw, files: list[File], *, yielded: bool) -> None:
+        """Add a value to the output once its files are uploaded, and those of all before it."""
+        output = _Output(value, yielded)
+        if files:
+            if self.reason is not None:
+                return
+            output.value = msgspec.json.decode(value)
+            places = [_place(output.value, file.at) for file in files]
+            for file, (container, key) in zip(files, places, strict=True):
+                url = self._outlet.upload(file.path, self._files_cancel())
+                output.files.append((container, key, url))
+                url.add_done_callback(lambda _: self.nudge())
+        self._outputs.append(output)
+        self._settle()
+
+    def _settle(self) -> bool:
+        """Take over what has all of its files, in order; the end, when there is nothing more to wait for.
+
+        Whether there is something new to show.
+        """
+        changed = False
+        if self.reason not in (None, "timeout"):
+            self._outputs.clear()  # nobody waits for it
+        while self._outputs and self._outputs[0].there:
+            output = self._outputs[0]
             try:
-                decoded = _put(decoded, file.at, self._outlet.upload(file.path, self._files_cancel()))
-                failpoints.reach("slot.uploaded")
-            except UploadError as error:
-                self.stop("failed", str(error))
-                return None
-            except Canceled:
-                return None  # whoever canceled has left the reason
-        return msgspec.Raw(msgspec.json.encode(decoded))
+                value = output.with_urls()
+            except (UploadError, Canceled) as error:
+                self._outputs.clear()
+                # Whoever canceled has left the reason; and a runner that died was the first to go wrong.
+                if isinstance(error, UploadError) and not isinstance(self._end, PlatformError):
+                    self.stop("failed", str(error))
+                break
+            self._outputs.popleft()
+            if not output.yielded:
+                self._single = value
+            elif self._prediction.add(value):
+                self.unshown = changed = True
+        if self._end is not None and not self._outputs:
+            self._conclude(self._end)
+        return changed
 
     def _done(self, done: Done) -> None:
         prediction = self._prediction
-        with self._lock:
-            self._running = False
         prediction.predict_time, prediction.metrics = done.predict_time, done.metrics or None
         if done.streamed:
             prediction.stream()
-        output = self._with_urls(done.output, done.files) if done.status == "succeeded" else None
+        elif done.status == "succeeded":
+            self._put_out(done.output or NULL, done.files, yielded=False)
+        self._over(done)
+
+    def _over(self, end: Done | PlatformError) -> None:
+        """The runner has nothing more to say of it, and files may still be on their way."""
+        with self._lock:
+            self._running = False
+        self._end = end
+        self._settle()
+
+    def _conclude(self, end: Done | PlatformError) -> None:
+        """Make the prediction terminal, if that is for us to do."""
         if self._stopped():
             return
         now = time.time()
-        if done.status == "succeeded":
-            prediction.succeed(now, None if done.streamed else output or NULL)
-        elif done.status == "canceled":
-            prediction.fail(now, "The prediction was canceled by the predictor itself.", "model")
+        if isinstance(end, PlatformError):
+            self._prediction.fail(now, str(end), "platform")
+        elif end.status == "succeeded":
+            self._prediction.succeed(now, self._single)
+        elif end.status == "canceled":
+            self._prediction.fail(now, "The prediction was canceled by the predictor itself.", "model")
         else:
-            prediction.fail(now, done.error or "unknown error", "model")
-
-    def _ended(self, error: PlatformError) -> None:
-        """The runner is gone."""
-        with self._lock:
-            self._running = False
-        if not self._stopped():
-            self._prediction.fail(time.time(), str(error), "platform")
+            self._prediction.fail(now, end.error or "unknown error", "model")
 
     def _stopped(self) -> bool:
         """Finish a prediction that was to be stopped, whatever its runner says of it."""
@@ -356,14 +467,16 @@ def _soonest(now: float, *times: float | None) -> float | None:
     return None if soonest is None else max(0.0, soonest - now)
 
 
-def _put(value: Any, at: list[str | int], url: str) -> Any:
+def _place(value: Any, at: list[str | int]) -> tuple[Any, str | int | None]:
+    """The container and the key at which a file stands in a value; no key if it is the value. Raises
+    RunnerProtocolError.
+    """
     if not at:
-        return url
-    place = value
+        return None, None
     try:
         for step in at[:-1]:
-            place = place[step]
-        place[at[-1]] = url
+            value = value[step]
+        value[at[-1]]
     except (LookupError, TypeError):
         raise RunnerProtocolError(f"The runner names a file at {at}, where its output has no place.") from None
-    return value
+    return value, at[-1]

@@ -80,7 +80,7 @@ class Keeper:
         self._extend()
         if self._draining.is_set():
             return
-        idle = [slot.consumer for slot in self._slots if slot.idle_since is not None and not slot.busy]
+        idle = [slot.name for slot in self._slots if slot.idle_since is not None and not slot.busy]
         self._queue.announce(self._link, self._life, self._about, self._lease, idle)
         self._heard = time.monotonic()
         failpoints.reach("worker.announced")
@@ -91,22 +91,19 @@ class Keeper:
 
     def _extend(self) -> None:
         """First of all: it keeps others off what runs here, and is done even by a server that is out of memory."""
-        held = [(slot, current) for slot in self._slots if (current := slot.current)]
+        held = [(slot, current) for slot in self._slots for current in slot.held]
         if not held:
             return
         verdicts: Sequence[str]
         try:
-            verdicts = self._queue.extend(
-                self._link,
-                [(current.delivery.entry, slot.consumer, current.delivery.attempt) for slot, current in held],
-            )
+            verdicts = self._queue.extend(self._link, [current.held for _, current in held])
         except GroupMissing:
             verdicts = ["lost"] * len(held)  # whoever makes the group again has it deliver what is left of them
         self._heard = time.monotonic()
         failpoints.reach("worker.extended")
         for (slot, current), verdict in zip(held, verdicts, strict=True):
             # A commit may have come between: then the slot has gone on, and the verdict is about nothing.
-            if verdict != "held" and slot.current is current and current.execution is not None:
+            if verdict != "held" and current in slot.held and current.execution is not None:
                 current.execution.stop("canceled" if verdict == "deleted" else "lost")
 
     def _renew_credits(self) -> None:
@@ -119,24 +116,23 @@ class Keeper:
             self._lost.clear()
         for slot in self._slots:
             slot.mend()
-            lost = self._lost.get(slot.consumer, 0)
+            lost = self._lost.get(slot.name, 0)
             patience = self._lease * min(2 ** max(0, lost - 1), LONGEST_PATIENCE)
             if slot.renew_credit(self._link, patience):
-                self._lost[slot.consumer] = lost + 1
+                self._lost[slot.name] = lost + 1
                 self._on_lost_credit()
 
     def _look_for_cancels(self) -> None:
         long_ago = time.monotonic() - LONG
-        for slot in self._slots:
-            current = slot.current
-            if current is None or current.cancel_key is None or current.since > long_ago:
+        for current in (current for slot in self._slots for current in slot.held):
+            if current.cancel_key is None or current.since > long_ago:
                 continue
             if current.execution is not None and self._link.call("EXISTS", current.cancel_key):
                 current.execution.stop("canceled")
 
     def _give_up(self, error: Exception) -> None:
         """Nobody can tell whether we are still the owners: others may be at work on the same entries."""
-        for slot in self._slots:
-            if (current := slot.current) and current.execution and current.execution.reason is None:
+        for current in (current for slot in self._slots for current in slot.held):
+            if current.execution and current.execution.reason is None:
                 log.error("prediction %s is given up, Redis was out of reach for too long: %s", current.id, error)
                 current.execution.stop("lost")

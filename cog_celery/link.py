@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import redis
@@ -236,6 +237,20 @@ class Link:
             self._outage.begin(lost)
             return lost
         return ServerError(f"Redis refused a command: {text}")
+
+
+class SharedLink:
+    """A Link for any number of threads, one at a time."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lent(self) -> Iterator[Link]:
+        """The link, for this thread alone."""
+        with self._lock:
+            yield self._link
 
 
 def _pieces(packed: bytes) -> list[memoryview]:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -58,6 +59,7 @@ def predict(settings: Settings, input: dict[str, object] | None) -> tuple[dict[s
         try:
             # ASCII: half a surrogate pair, which --json can name, has no form in UTF-8.
             execution.run(json.dumps(input).encode(), hold=False, context=None)
+            execution.finish()
         finally:
             signal.signal(signal.SIGINT, before)
     snapshot: dict[str, object] = msgspec.json.decode(outlet.dialect.render(prediction))
@@ -162,7 +164,11 @@ class _LocalOutlet:
         folder = Path(mkdtemp(prefix="cog-celery-", dir=self._scratch))
         return inputs.fetch(urls, folder, self._uploader.client, max_bytes=self._limit, cancel=cancel)
 
-    def upload(self, path: str, cancel: Cancel) -> str:
+    def upload(self, path: str, cancel: Cancel) -> Future[str]:
         if self._uploads is None:
             self._uploads = self._uploader.for_prediction("local", cancel=cancel, scratch=self._scratch)
-        return self._uploads.upload(path)
+        return self._uploads.start(path)
+
+    @property
+    def all_open(self) -> bool:
+        return self._uploads is None or self._uploads.all_open

@@ -31,7 +31,7 @@ from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageErro
 from cog_celery.guardian import Guardian
 from cog_celery.heartbeat import EVERY, Heartbeat, State
 from cog_celery.keeper import Keeper
-from cog_celery.link import REPLY_TIMEOUT, Link, Outage, insist
+from cog_celery.link import REPLY_TIMEOUT, Link, Outage, SharedLink, insist
 from cog_celery.outputs import Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.probing import Probe
@@ -103,7 +103,9 @@ class Node:
         self._keeper: Keeper | None = None
         self._link = Link(settings.redis_url, f"cog-celery-worker:{self.life}", self._outage)
         self._keeper_link = Link(settings.redis_url, f"cog-celery-keeper:{self.life}", self._outage)
+        self._spare_link = Link(settings.redis_url, f"cog-celery-spare:{self.life}", self._outage)
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+        self._uploader = Uploader.of(settings)
         self._guardian = Guardian()
         self._stop_wanted = threading.Event()
         self._stop_now = threading.Event()
@@ -133,7 +135,7 @@ class Node:
         """The Celery task, with a ticket that was admitted."""
         self.probe.passed()
         given = msgspec.convert(list(ticket), Ticket)
-        slot = next((slot for slot in self.slots if slot.consumer == given.slot), None)
+        slot = next((slot for slot in self.slots if slot.name == given.slot), None)
         if slot is None or self.draining.is_set() or not slot.turn(given):
             with self._own_link("release") as link, contextlib.suppress(ServerError):
                 self.queue.release(link, given.entry, given.bridge, given.attempt, self._agreed.lease)
@@ -203,6 +205,7 @@ class Node:
             slot.close()
         for runner in self._runners:
             runner.close()
+        self._uploader.close()
         self._guardian.close()
         self._spawner.shutdown(wait=False)
         self._rows.close()
@@ -277,7 +280,8 @@ class Node:
             settings=settings,
             agreed=self._agreed,
             queue=self.queue,
-            uploader=Uploader.of(settings),
+            uploader=self._uploader,
+            spare_link=SharedLink(self._spare_link),
             guardian=self._guardian,
             rows=self._rows,
             outage=self._outage,

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cog_celery import inputs
 from cog_celery.cancel import Cancel
-from cog_celery.errors import Canceled, GroupMissing, ServerLost
+from cog_celery.errors import Canceled, GroupMissing, ServerLost, UploadError
 from cog_celery.execution import Execution
-from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, ScriptMissing
+from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, ScriptMissing, SharedLink
 from cog_celery.logs import model_log
 from cog_celery.outputs import PredictionUploads, Uploader
 from cog_celery.prediction import Prediction
@@ -41,6 +42,7 @@ class SlotOutlet:
         prediction: Prediction,
         dialect: Dialect,
         uploader: Uploader,
+        spare_link: SharedLink,
         *,
         id: str,
         max_input_bytes: int,
@@ -56,6 +58,7 @@ class SlotOutlet:
         self._request = request
         self._prediction = prediction
         self._uploader = uploader
+        self._spare_link = spare_link
         self._id = id
         self._record = record
         self._max_input_bytes = max_input_bytes
@@ -108,20 +111,33 @@ class SlotOutlet:
         folder = Path(self._folder.name)
         return inputs.fetch(urls, folder, self._uploader.client, max_bytes=self._max_input_bytes, cancel=cancel)
 
-    def upload(self, path: str, cancel: Cancel) -> str:
+    def upload(self, path: str, cancel: Cancel) -> Future[str]:
         if self._uploads is None:
-            request = self._request
-            headers = {name: value for name in ("traceparent", "tracestate") if (value := getattr(request, name))}
-            self._uploads = self._uploader.for_prediction(
-                *(self._id, request.output_upload_urls, headers, cancel),
-                attempt=self._delivery.attempt,
-                scratch=self._scratch,
-                confirm=lambda: self._confirm(cancel),
-            )
-        return self._uploads.upload(path)
+            try:
+                self._uploads = self._begin_uploads(cancel)
+            except UploadError as error:
+                refused: Future[str] = Future()
+                refused.set_exception(error)
+                return refused
+        return self._uploads.start(path)
+
+    @property
+    def all_open(self) -> bool:
+        return self._uploads is None or self._uploads.all_open
+
+    def _begin_uploads(self, cancel: Cancel) -> PredictionUploads:
+        request = self._request
+        headers = {name: value for name in ("traceparent", "tracestate") if (value := getattr(request, name))}
+        return self._uploader.for_prediction(
+            *(self._id, request.output_upload_urls, headers, cancel),
+            attempt=self._delivery.attempt,
+            scratch=self._scratch,
+            confirm=lambda: self._confirm(cancel),
+        )
 
     def _confirm(self, cancel: Cancel) -> None:
-        """See to it that the entry is still ours. Raises Canceled if it is not, and the execution has been told.
+        """See to it that the entry is still ours. Raises Canceled if it is not, and the execution has been told. From
+        threads of the uploads.
 
         Through an outage, too: whoever gives the prediction up sets `cancel`.
         """
@@ -130,7 +146,8 @@ class SlotOutlet:
         while True:
             cancel.check()
             try:
-                [verdict] = self._queue.extend(self._link, [held])
+                with self._spare_link.lent() as link:
+                    [verdict] = self._queue.extend(link, [held])
                 break
             except GroupMissing:
                 verdict = "lost"

@@ -11,9 +11,11 @@ import os
 import re
 import secrets
 import stat
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import quote, urlsplit
@@ -22,7 +24,7 @@ from urllib3.fields import RequestField
 
 from cog_celery import http_client, mime, urls
 from cog_celery.cancel import Cancel
-from cog_celery.errors import UploadError, UrlError, UsageError
+from cog_celery.errors import Canceled, UploadError, UrlError, UsageError
 from cog_celery.http_client import Client, HttpFailure, TooSlow
 from cog_celery.runtime.cog._runner.places import NotToBeGiven, real_place
 from cog_celery.settings import Settings
@@ -37,6 +39,16 @@ TIMEOUT: Final = 3600.0
 
 BLOCK: Final = 64 << 10
 """One send, which must be done within the connect timeout: larger blocks would break slow lines."""
+
+PARALLEL: Final = 4
+"""Files of one prediction that are sent at once."""
+MAX_OPEN: Final = 64
+"""Files of one prediction that are held open: those may be removed, or replaced."""
+MAX_COPY: Final = 1 << 20
+MAX_COPIES: Final = 16 << 20
+"""Bytes of a file, and of all such files of a prediction, that are copied into memory when the predictor gives them
+out. Many a predictor writes each of its previews into the same file."""
+MAX_THREADS: Final = 256
 
 MAX_ANSWER_BYTES: Final = 1 << 20
 MAX_ID_LENGTH: Final = 200
@@ -77,8 +89,14 @@ class Uploader:
         self.max_data_uri_bytes = max_data_uri_bytes
         self.max_bytes = max_bytes
         self.max_files = max_files
+        self.threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="upload")
         # True: multipart; None: not known yet. Two threads may find out at once; they find the same.
         self._form: bool | None = {"auto": None, "put": False, "multipart": True}[mode]
+
+    def close(self) -> None:
+        """Let go of threads and connections that do nothing."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.client.close()
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -194,7 +212,10 @@ class Terms:
 
 
 class PredictionUploads:
-    """The uploads of one prediction, one after the other, in the order of its output."""
+    """The uploads of one prediction: names and limits in the order of its output, several on their way at once.
+
+    start() is called from one thread.
+    """
 
     def __init__(
         self,
@@ -213,21 +234,64 @@ class PredictionUploads:
         self._attempt = attempt
         self._scratch = scratch
         self._confirm = confirm
-        self._time_left = TIMEOUT
+        self._lock = threading.Lock()
+        self._unopened: deque[tuple[str, Future[str]]] = deque()
+        self._opened: deque[_Upload] = deque()
+        self._sending = 0
+        self._sending_since = 0.0
+        self._spent = 0.0
+        self._copied = 0
         self._count = 0
         self._size = 0
         self._names: dict[str, int] = {}  # names taken, and the last number that each was given
 
+    def start(self, path: str) -> Future[str]:
+        """Upload the file: its URL, or a data URI. The result may be UploadError, Canceled, or what `confirm` raises.
+
+        The file is opened at once, unless too many are open already: from then on it may be removed.
+        """
+        future: Future[str] = Future()
+        with self._lock:
+            self._unopened.append((path, future))
+            self._open()
+            more = bool(self._opened) and self._sending < PARALLEL
+            if more:
+                if self._sending == 0:
+                    self._sending_since = time.monotonic()
+                self._sending += 1
+        if more:
+            self._uploader.threads.submit(self._send)
+        return future
+
     def upload(self, path: str) -> str:
-        """Upload the file; its URL, or a data URI. Raises UploadError, Canceled, and what `confirm` raises."""
-        self._cancel.check()
+        """As start(), and wait for it."""
+        return self.start(path).result()
+
+    @property
+    def all_open(self) -> bool:
+        """Whether no file needs to stay where it is."""
+        return not self._unopened
+
+    def _open(self) -> None:
+        """Open as many files as may be open. With the lock."""
+        while self._unopened and len(self._opened) + self._sending < MAX_OPEN:
+            path, future = self._unopened.popleft()
+            try:
+                self._cancel.check()
+                self._opened.append(self._admit(path, future))
+            except (UploadError, Canceled) as error:
+                future.set_exception(error)
+
+    def _admit(self, path: str, future: Future[str]) -> _Upload:
+        """The file, open, and where it goes. Raises UploadError."""
         self._count += 1
         if self._count > self._uploader.max_files:
             raise UploadError(
                 f"The prediction has more than {self._uploader.max_files} output files, the limit. "
                 "Return fewer, or start the worker with another --max-output-files."
             )
-        with open_output(path, self._scratch) as file:
+        file = open_output(path, self._scratch)
+        try:
             self._size += file.size
             if self._size > self._uploader.max_bytes:
                 raise UploadError(
@@ -235,41 +299,64 @@ class PredictionUploads:
                     f"prediction may have {self._uploader.max_bytes}. "
                     "Return smaller ones, or start the worker with another --max-output-bytes."
                 )
-            began = time.monotonic()
+            if file.size <= MAX_COPY and self._copied + file.size <= MAX_COPIES:
+                file.copy()
+                self._copied += file.size
+            if self._presigned:
+                if self._count > len(self._presigned):
+                    raise UploadError(
+                        f"The request brought {len(self._presigned)} output_upload_urls, and this prediction has more "
+                        "files. Send one URL for every output file."
+                    )
+                return _Upload(file, future, url=self._presigned[self._count - 1])
+            if self._uploader.base is None:
+                limit = self._uploader.max_data_uri_bytes
+                if file.size > limit:
+                    raise UploadError(
+                        f"The output file {_quoted(file.name)} has {file.size} bytes, and a data URI may have {limit}. "
+                        "Start the worker with an upload URL, or send output_upload_urls with the request."
+                    )
+            return _Upload(file, future, name=self._free_name(file.name))
+        except BaseException:
+            file.close()
+            raise
+
+    def _send(self) -> None:
+        """In a thread of its own: upload what is there, until nothing is left."""
+        while True:
+            with self._lock:
+                self._open()
+                if not self._opened:
+                    self._sending -= 1
+                    if self._sending == 0:
+                        self._spent += time.monotonic() - self._sending_since
+                    return
+                upload = self._opened.popleft()
+                until = self._sending_since + TIMEOUT - self._spent
             try:
-                return self._take(file, Terms(self._headers, self._cancel, began + self._time_left))
+                self._cancel.check()
+                result = self._take(upload, Terms(self._headers, self._cancel, until))
+                upload.file.check_unchanged()
+            except BaseException as error:  # whoever waits for it gets it, a bug of ours too
+                upload.end(error)
+            else:
+                upload.end(result)
             finally:
-                self._time_left -= time.monotonic() - began
+                with self._lock:
+                    self._copied -= upload.file.close()
 
-    def _take(self, file: OutputFile, terms: Terms) -> str:
-        if self._presigned:
-            return self._put_presigned(file, terms)
+    def _take(self, upload: _Upload, terms: Terms) -> str:
+        file = upload.file
+        if upload.url is not None:
+            try:
+                self._uploader.put(upload.url, file, terms, self._confirm)
+            except HttpFailure as failure:
+                raise _refused(file.name, upload.url, failure) from None
+            return upload.url.public
         if self._uploader.base is None:
-            return self._data_uri(file)
-        return self._uploader.store(file, self._free_name(file.name), terms)
-
-    def _put_presigned(self, file: OutputFile, terms: Terms) -> str:
-        if self._count > len(self._presigned):
-            raise UploadError(
-                f"The request brought {len(self._presigned)} output_upload_urls, and this prediction has more files. "
-                "Send one URL for every output file."
-            )
-        url = self._presigned[self._count - 1]
-        try:
-            self._uploader.put(url, file, terms, self._confirm)
-        except HttpFailure as failure:
-            raise _refused(file.name, url, failure) from None
-        return url.public
-
-    def _data_uri(self, file: OutputFile) -> str:
-        limit = self._uploader.max_data_uri_bytes
-        if file.size > limit:
-            raise UploadError(
-                f"The output file {_quoted(file.name)} has {file.size} bytes, and a data URI may have {limit}. "
-                "Start the worker with an upload URL, or send output_upload_urls with the request."
-            )
-        content = b"".join(file.blocks())
-        return f"data:{file.type};base64,{base64.b64encode(content).decode()}"
+            content = b"".join(file.blocks())
+            return f"data:{file.type};base64,{base64.b64encode(content).decode()}"
+        return self._uploader.store(file, upload.name, terms)
 
     def _free_name(self, name: str) -> str:
         """The name; of a later attempt `name-attempt2.png`; for a second file of that name `name-1.png`, and so on."""
@@ -287,36 +374,81 @@ class PredictionUploads:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputFile:
-    """An open output file: exactly the `size` bytes that it had when it was opened."""
+class _Upload:
+    """A file that is to go to this URL, or under this name."""
 
-    name: str
-    type: str
-    size: int
-    descriptor: int
+    file: OutputFile
+    future: Future[str]
+    url: HttpUrl | None = None
+    name: str = ""
+
+    def end(self, result: str | BaseException) -> None:
+        if isinstance(result, str):
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(result)
+
+
+class OutputFile:
+    """An open output file: exactly the `size` bytes that it had when it was opened. Read by one thread or several."""
+
+    def __init__(self, name: str, type: str, descriptor: int) -> None:
+        self.name = name
+        self.type = type
+        self.descriptor = descriptor
+        status = os.fstat(descriptor)
+        self.size = status.st_size
+        self._version = (status.st_size, status.st_mtime_ns)
+        self._content: bytes | None = None
+
+    def copy(self) -> None:
+        """Keep the content in memory: whatever happens to the file. Raises UploadError."""
+        self._content = b"".join(self.blocks())
+
+    def read(self, position: int, most: int) -> bytes:
+        """The bytes from `position` on, at least one. Raises UploadError if there are none any more."""
+        if self._content is not None:
+            return self._content[position : position + most]
+        try:
+            block = os.pread(self.descriptor, min(most, self.size - position), position)
+        except OSError as error:
+            raise UploadError(f"The output file {_quoted(self.name)} could not be read: {error.strerror}.") from None
+        if not block:
+            raise UploadError(
+                f"The output file {_quoted(self.name)} became shorter while it was uploaded. {_HANDS_OFF}"
+            )
+        return block
 
     def blocks(self) -> Iterator[bytes]:
         """The content, from the start, at every call. Raises UploadError if the file became shorter."""
         position = 0
         while position < self.size:
-            try:
-                block = os.pread(self.descriptor, min(BLOCK, self.size - position), position)
-            except OSError as error:
-                raise UploadError(
-                    f"The output file {_quoted(self.name)} could not be read: {error.strerror}."
-                ) from None
-            if not block:
-                raise UploadError(
-                    f"The output file {_quoted(self.name)} became shorter while it was uploaded. "
-                    "The predictor must not change a file that it has given out."
-                )
+            block = self.read(position, BLOCK)
             position += len(block)
             yield block
 
+    def check_unchanged(self) -> None:
+        """Raise UploadError if something else may have been read than what was given out."""
+        if self._content is None:
+            status = os.fstat(self.descriptor)
+            if (status.st_size, status.st_mtime_ns) != self._version:
+                raise UploadError(
+                    f"The output file {_quoted(self.name)} was changed while it was uploaded. {_HANDS_OFF}"
+                )
 
-@contextmanager
-def open_output(path: str, scratch: str | None = None) -> Iterator[OutputFile]:
-    """The file that a predictor gave out, under the last part of its path.
+    def close(self) -> int:
+        """Let go of it; the bytes of memory that are free now."""
+        os.close(self.descriptor)
+        freed = 0 if self._content is None else len(self._content)
+        self._content = None
+        return freed
+
+
+_HANDS_OFF = "The predictor must not change a file that it has given out: give each output a file of its own."
+
+
+def open_output(path: str, scratch: str | None = None) -> OutputFile:
+    """The file that a predictor gave out, under the last part of its path; to be closed.
 
     Raises UploadError unless it is a regular file that can be read and given out; `scratch` is the runner's temporary
     folder.
@@ -343,9 +475,10 @@ def open_output(path: str, scratch: str | None = None) -> Iterator[OutputFile]:
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
             raise UploadError(f"The output file {name} is {what}. Only regular files can be uploaded.")
         base = os.path.basename(path)
-        yield OutputFile(base, mime.type_of(base), status.st_size, descriptor)
-    finally:
+        return OutputFile(base, mime.type_of(base), descriptor)
+    except BaseException:
         os.close(descriptor)
+        raise
 
 
 @dataclass(frozen=True, slots=True)

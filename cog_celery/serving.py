@@ -10,12 +10,14 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from cog_celery import failpoints
 from cog_celery.errors import ServerError
 from cog_celery.execution import Execution
+from cog_celery.holding import Behind, Current
 from cog_celery.link import Link, insist
 from cog_celery.outlet import LARGEST, SlotOutlet, too_large
 from cog_celery.prediction import Prediction
@@ -23,7 +25,7 @@ from cog_celery.refusing import refuse
 from cog_celery.requests import PredictionRequest, Refusal, expired, parse
 from cog_celery.respawning import RespawningRunner
 from cog_celery.sharing import Seat
-from cog_celery.snapshots import Dialect, dialect
+from cog_celery.snapshots import dialect
 from cog_celery.stream import Delivery, Queue
 from cog_celery.wake import Wake
 from cog_celery.workshop import Workshop
@@ -36,39 +38,30 @@ LAST_LINES = 5
 log = logging.getLogger(__name__)
 
 
-class Current:
-    """What a slot works on; read by the keeper, which extends its lease and looks at its cancel key."""
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A prediction that was begun, and all that its answer needs."""
 
-    __slots__ = ("cancel_key", "delivery", "execution", "id", "since")
-
-    def __init__(self, delivery: Delivery) -> None:
-        self.delivery = delivery
-        self.id = delivery.entry
-        self.execution: Execution | None = None
-        self.cancel_key: str | None = None
-        self.since = time.monotonic()
+    current: Current
+    request: PredictionRequest
+    prediction: Prediction
+    outlet: SlotOutlet
+    record: str
+    began: float
 
 
 class Serving:
-    """What one slot answers its deliveries with; used by one thread at a time, on the slot's own link."""
+    """What one slot answers its deliveries with. Used by the slot's thread, and by that which ends what it began."""
 
     def __init__(
-        self,
-        index: int,
-        consumer: str,
-        gpu: str | None,
-        shop: Workshop,
-        link: Link,
-        runner: RespawningRunner,
-        seat: int,
+        self, index: int, gpu: str | None, shop: Workshop, runner: RespawningRunner, seat: int, behind: Behind
     ) -> None:
         self._index = index
-        self._consumer = consumer
         self._gpu = gpu
         self._shop = shop
-        self._link = link
         self._runner = runner
         self._seat = seat
+        self._behind = behind
         self._wake = Wake()
         self._attended: object = None
 
@@ -76,8 +69,11 @@ class Serving:
         self._wake.close()
 
     def answer(self, current: Current, ends: float, answered_it: Callable[[], None]) -> Delivery | None:
-        """Answer one entry; the next one, if it was taken in the same step. `answered_it` is called when it is over."""
-        shop, delivery = self._shop, current.delivery
+        """Answer one entry; the next one, if it was taken in the same step. `answered_it` is called when it is over.
+
+        What is left to do when the predictor is done, uploads, may be left to `behind`.
+        """
+        shop, delivery, desk = self._shop, current.delivery, current.desk
         began = time.monotonic()
         try:
             request = parse(
@@ -85,15 +81,13 @@ class Serving:
             )
         except Refusal as error:
             refusal, ttl = error, shop.settings.response_ttl_ms
-            self._insist(
-                lambda: refuse(self._link, shop.queue, delivery, self._consumer, refusal, shop.agreed.dialect, ttl)
-            )
+            self._insist(lambda: refuse(desk.link, shop.queue, delivery, desk.owner, refusal, shop.agreed.dialect, ttl))
             failpoints.reach("slot.refused")
             return None
         record = ""
         if shop.agreed.idempotent_ids and request.id is not None:
             record = shop.queue.record(request.id)
-            if not self._enroll(delivery, request, record):
+            if not self._enroll(current, request, record):
                 return None
         id = prediction_id(request, delivery)
         current.id, current.cancel_key = id, request.cancel_key
@@ -103,76 +97,107 @@ class Serving:
         shop.rows.add("task-started", id)
         prediction = Prediction(shop.settings.max_log_bytes)
         outlet = SlotOutlet(
-            *(shop.queue, self._link, self._consumer, delivery, request, prediction),
+            *(shop.queue, desk.link, desk.owner, delivery, request, prediction),
             dialect(shop.agreed.dialect, delivery.value),
             shop.uploader,
+            shop.spare_link,
             id=id,
             max_input_bytes=shop.settings.max_input_bytes,
             scratch=self._runner.scratch,
             record=record,
         )
-        late = self._late(request, delivery)
-        execution: Execution | None = None
+        work = _Work(current, request, prediction, outlet, record, began)
+        late = self._late(request, current)
         if late is not None:
             log.warning("prediction %s is not run: %s", id, late)
             prediction.fail(time.time(), late, "platform")
-        else:
-            try:
-                execution = self._execute(current, request, prediction, outlet)
-            finally:
+            next = self._end(work, ends)
+            answered_it()
+            return next
+        ends_later = False
+        try:
+            execution = self._execute(work)
+            ends_later = self._left_behind(work, execution)
+        finally:
+            if not ends_later:
                 outlet.close()
-            failpoints.reach("slot.predicted")
-        answered, next = False, None
-        if execution is not None and execution.reason == "refused":
-            self._bury(delivery, request, record)
-        elif prediction.terminal:
-            unshown = execution is not None and execution.unshown
-            answered, next = self._commit(delivery, request, prediction, outlet.dialect, unshown, began, ends, record)
-            failpoints.reach("slot.committed")
-        else:
-            log.warning("prediction %s was given up: %s", id, (execution and execution.reason) or "its runner is gone")
-            self.release(current)
+        failpoints.reach("slot.predicted")
+        next = None if ends_later else self._end(work, ends)
         answered_it()
-        self._row(id, prediction if answered else None, time.monotonic() - began)
-        if answered and execution is not None:
-            shop.on_finished(prediction)
         if self._runner.died(self._seat):
             self._tell_death(id, self._runner.seat(self._seat).exitcode, prediction)
             self.respawn()
         return next
 
-    def _enroll(self, delivery: Delivery, request: PredictionRequest, record: str) -> bool:
+    def _left_behind(self, work: _Work, execution: Execution) -> bool:
+        """See an execution to its end, unless uploads are all that is left and there is nothing else behind us."""
+        if not self._shop.settings.overlap_uploads:
+            execution.finish()
+            return False
+        execution.finish(lambda: work.outlet.all_open and self._behind.current is None)
+        if not execution.uploading:
+            return False
+
+        def finish() -> None:
+            try:
+                execution.finish()
+            finally:
+                work.outlet.close()
+            self._end(work, 0.0)
+
+        self._behind.start(work.current, finish)
+        return True
+
+    def _end(self, work: _Work, ends: float) -> Delivery | None:
+        """Answer what was predicted, or give it back; the next entry, if it was taken in the same step."""
+        current, prediction = work.current, work.prediction
+        execution = current.execution
+        answered, next = False, None
+        if execution is not None and execution.reason == "refused":
+            self._bury(current, work.request, work.record)
+        elif prediction.terminal:
+            answered, next = self._commit(work, execution is not None and execution.unshown, ends)
+            failpoints.reach("slot.committed")
+        else:
+            why = (execution and execution.reason) or "its runner is gone"
+            log.warning("prediction %s was given up: %s", current.id, why)
+            self.release(current)
+        self._row(current.id, prediction if answered else None, time.monotonic() - work.began)
+        if answered and execution is not None:
+            self._shop.on_finished(prediction)
+        return next
+
+    def _enroll(self, current: Current, request: PredictionRequest, record: str) -> bool:
         """Whether this request is to be run; else another one with its id is, or was, and the entry ended here."""
         shop, response = self._shop, request.response_queue
+        delivery, desk = current.delivery, current.desk
         assert response is not None
         ttl = shop.settings.response_ttl_ms
-        verdict = self._insist(lambda: shop.queue.enroll(self._link, delivery, self._consumer, record, response, ttl))
+        verdict = self._insist(lambda: shop.queue.enroll(desk.link, delivery, desk.owner, record, response, ttl))
         if verdict == "refused":
-            self._bury(delivery, request, "")
+            self._bury(current, request, "")
             return False
         if verdict == "crowded":
             refusal = Refusal("More than a hundred requests with this `id` wait for its prediction.", response)
-            self._insist(
-                lambda: refuse(self._link, shop.queue, delivery, self._consumer, refusal, shop.agreed.dialect, ttl)
-            )
+            self._insist(lambda: refuse(desk.link, shop.queue, delivery, desk.owner, refusal, shop.agreed.dialect, ttl))
             return False
         if verdict != "first":
             log.info("entry %s is not run: another one has the id %.100r (%s)", delivery.entry, request.id, verdict)
         return verdict == "first"
 
-    def _late(self, request: PredictionRequest, delivery: Delivery) -> str | None:
+    def _late(self, request: PredictionRequest, current: Current) -> str | None:
         """Why this request is not to be run any more. What once had its turn in time may have it again."""
+        delivery = current.delivery
         max_age = self._shop.settings.max_age if delivery.attempt == 1 else None
         late = expired(request, delivery.entry, time.time(), max_age)
         if late is None or expired(request, delivery.entry, time.time(), None) is not None:
             return late
-        return None if self._insist(lambda: self._shop.queue.ran(self._link, delivery.entry)) else late
+        return None if self._insist(lambda: self._shop.queue.ran(current.desk.link, delivery.entry)) else late
 
-    def _execute(
-        self, current: Current, request: PredictionRequest, prediction: Prediction, outlet: SlotOutlet
-    ) -> Execution:
+    def _execute(self, work: _Work) -> Execution:
         """Run a prediction; once more when its runner turns out to be dead before it took the input."""
         settings = self._shop.settings
+        current, request, outlet = work.current, work.request, work.outlet
         for last_try in (False, True):
             runner = self._runner.seat(self._seat)
             if runner is not self._attended:
@@ -181,7 +206,7 @@ class Serving:
             if isinstance(runner, Seat):
                 runner.label = current.id
             execution = Execution(
-                *(runner, prediction, outlet),
+                *(runner, work.prediction, outlet),
                 id=current.delivery.entry,
                 timeout=settings.predict_timeout,
                 grace=settings.cancel_grace,
@@ -197,19 +222,10 @@ class Serving:
                 break
         return execution
 
-    def _commit(
-        self,
-        delivery: Delivery,
-        request: PredictionRequest,
-        prediction: Prediction,
-        dialect: Dialect,
-        unshown: bool,
-        began: float,
-        ends: float,
-        record: str,
-    ) -> tuple[bool, Delivery | None]:
+    def _commit(self, work: _Work, unshown: bool, ends: float) -> tuple[bool, Delivery | None]:
         """Write the terminal snapshot: whether it was written, and the next entry, if it was taken in the same step."""
         shop = self._shop
+        current, prediction, dialect = work.current, work.prediction, work.outlet.dialect
         snapshot = dialect.render(prediction)
         before = dialect.render(prediction, processing=True) if unshown else b""
         if len(snapshot) > LARGEST:
@@ -220,23 +236,23 @@ class Serving:
         )
         verdict, next = self._insist(
             lambda: shop.queue.commit(
-                self._link,
-                delivery,
-                self._consumer,
-                request.response_queue,
+                current.desk.link,
+                current.delivery,
+                current.desk.owner,
+                work.request.response_queue,
                 snapshot,
                 ttl=shop.settings.response_ttl_ms,
                 before=before,
-                duration=now - began,
+                duration=now - work.began,
                 take=take,
-                record=record,
-                record_ttl=self._kept(prediction) if record else 0.0,
+                record=work.record,
+                record_ttl=self._kept(prediction) if work.record else 0.0,
             )
         )
         if verdict == "refused":
-            self._bury(delivery, request, record)
+            self._bury(current, work.request, work.record)
         elif verdict == "stale":
-            log.warning("the answer to %s came too late: another attempt owns it", delivery.entry)
+            log.warning("the answer to %s came too late: another attempt owns it", current.delivery.entry)
         return verdict in ("done", "settled"), next
 
     def _kept(self, prediction: Prediction) -> float:
@@ -246,17 +262,18 @@ class Serving:
             return 0.0
         return min(settings.idempotent_ttl, settings.response_ttl or settings.idempotent_ttl)
 
-    def _bury(self, delivery: Delivery, request: PredictionRequest, record: str) -> None:
+    def _bury(self, current: Current, request: PredictionRequest, record: str) -> None:
         """End a delivery whose response may not be written: nobody could ever read it."""
         keys = f"response key {request.response_queue!r}"
         if request.cancel_key is not None:
             keys += f" or read the cancel key {request.cancel_key!r}"
         reason = f"We may not write the {keys}: name others, or give us the right."
+        delivery, desk = current.delivery, current.desk
         log.error("entry %s: %s", delivery.entry, reason)
         unread = Prediction()
         unread.fail(time.time(), reason, "input")
         snapshot = dialect(self._shop.agreed.dialect, None).render(unread)  # for others with the same id
-        bury = partial(self._shop.queue.bury, self._link, delivery, self._consumer, None, snapshot, reason)
+        bury = partial(self._shop.queue.bury, desk.link, delivery, desk.owner, None, snapshot, reason)
         self._insist(partial(bury, record=record, ran=True))
 
     def _tell_death(self, id: str, exitcode: int, prediction: Prediction) -> None:
@@ -281,8 +298,7 @@ class Serving:
 
     def release(self, current: Current) -> None:
         """Give an entry back, if it is still ours."""
-        delivery = current.delivery
-        release = partial(self._shop.queue.release, self._link, delivery.entry, self._consumer, delivery.attempt)
+        release = partial(self._shop.queue.release, current.desk.link, *current.held)
         self._insist(partial(release, self._shop.agreed.lease, ran=current.execution is not None))
         failpoints.reach("slot.released")
 
@@ -291,7 +307,8 @@ class Serving:
         return self._runner.respawn(self._seat, self._count_setup)
 
     def _count_setup(self, took: float) -> None:
-        count_setup(self._shop.queue, self._link, took)
+        with self._shop.spare_link.lent() as link:
+            count_setup(self._shop.queue, link, took)
 
     def _insist(self, step: Callable[[], T]) -> T:
         return insist(step, self._shop.giving_up)

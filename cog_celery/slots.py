@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from cog_celery import failpoints
 from cog_celery.errors import GroupMissing, RunnerDied, RunnerProtocolError, ServerError, ServerLost
+from cog_celery.holding import Behind, Current, Desk
 from cog_celery.link import Link, insist
 from cog_celery.respawning import RespawningRunner
-from cog_celery.serving import Current, Serving
+from cog_celery.serving import Serving
 from cog_celery.stream import Delivery, Ticket
 from cog_celery.workshop import Workshop
 
@@ -27,6 +28,8 @@ LONG = 0.2
 HANDOVER = 0.1
 """Seconds for which a ticket waits for its slot. One that has to wait longer is a second one, for a slot that works: it
 is given back, and must not keep the thread from another slot's ticket."""
+SECOND = "b"
+"""What the second of a slot's consumers has after its name."""
 LONGEST_WAIT = 1.0
 """Seconds for which a slot waits for an entry within its turn."""
 
@@ -40,7 +43,8 @@ class Slot:
         self, index: int, life: str, shop: Workshop, runner: RespawningRunner, seat: int, gpu: str | None
     ) -> None:
         self.index = index
-        self.consumer = f"{life}.{index}"
+        self.name = f"{life}.{index}"
+        """What its credits and tickets say."""
         self.gpu = gpu
         self.idle_since: float | None = None
         """When its credit was put down (monotonic); None while it works, or is not ready."""
@@ -52,12 +56,17 @@ class Slot:
         self.turns = 0
         """How many tickets came."""
         self._shop = shop
-        self.link = Link(shop.settings.redis_url, f"cog-celery-slot:{self.consumer}", shop.outage)
+        self._desks = [
+            Desk(Link(shop.settings.redis_url, f"cog-celery-slot:{owner}", shop.outage), owner)
+            for owner in (self.name, f"{self.name}{SECOND}")
+        ]
+        self._desk = self._desks[0]
+        self._behind = Behind(f"slot {index}", self._nothing_behind)
         self._busy = threading.Lock()
         self._runner = runner
         self._seat = seat
         self._reviving: threading.Thread | None = None
-        self._serving = Serving(index, self.consumer, gpu, shop, self.link, runner, seat)
+        self._serving = Serving(index, gpu, shop, runner, seat, self._behind)
         self._lacking_since: float | None = None
 
     # -- its runner
@@ -68,15 +77,17 @@ class Slot:
 
     def abandon(self) -> None:
         """Stop what it does, in this order: the runner's death is then not the prediction's."""
-        if (current := self.current) and current.execution is not None:
-            current.execution.stop("shutdown")
+        for current in self.held:
+            if current.execution is not None:
+                current.execution.stop("shutdown")
         self._runner.kill()
 
     def close(self) -> None:
         """Let go of everything but the runner. A slot that still works is left to the end of the process."""
-        if not self._busy.acquire(timeout=1.0):
+        if not self._busy.acquire(timeout=1.0) or self._behind.current is not None:
             return
-        self.link.close()
+        for desk in self._desks:
+            desk.link.close()
         self._serving.close()
 
     # -- its turn
@@ -95,7 +106,7 @@ class Slot:
             self.idle_since = None
             self.turns += 1
             ends = time.monotonic() + self._shop.settings.turn
-            delivery = self._insist(lambda: self._shop.queue.claim(self.link, ticket))
+            delivery = self._insist(lambda: self._shop.queue.claim(*self._desk, ticket))
             failpoints.reach("slot.claimed")
             if delivery is None:
                 # Perhaps one of many, after an outage: waiting for entries behind each would hold up those that count.
@@ -126,7 +137,7 @@ class Slot:
         if self.alone and self._shop.tickets_wait():
             return  # one for this slot: with another credit it would have one too many for ever
         try:
-            self._insist(lambda: self._shop.queue.put_credit(self.link, self.consumer))
+            self._insist(lambda: self._shop.queue.put_credit(self.link, self.name))
             failpoints.reach("slot.credited")
         except ServerError as error:
             log.error("slot %d could not put its credit down, the heartbeat will: %s", self.index, error)
@@ -135,6 +146,32 @@ class Slot:
     def busy(self) -> bool:
         """Whether it is in a turn."""
         return self._busy.locked()
+
+    @property
+    def held(self) -> list[Current]:
+        """What it works on, and what it ends behind that."""
+        return [current for current in (self.current, self._behind.current) if current is not None]
+
+    @property
+    def link(self) -> Link:
+        """The connection that its own thread uses."""
+        return self._desk.link
+
+    @property
+    def owners(self) -> list[str]:
+        """The names of its consumers."""
+        return [desk.owner for desk in self._desks]
+
+    def _leave_desk(self) -> None:
+        """Use the other desk, if what is behind still needs this one."""
+        behind = self._behind.current
+        if behind is not None and behind.desk is self._desk:
+            [self._desk] = [desk for desk in self._desks if desk is not behind.desk]
+
+    def _nothing_behind(self) -> None:
+        """The running prediction may wait for that."""
+        if (current := self.current) and current.execution is not None:
+            current.execution.nudge()
 
     def renew_credit(self, link: Link, patience: float) -> bool:
         """From the heartbeat: put an idle slot's credit down again, if it was lost and no ticket came for `patience`
@@ -145,13 +182,13 @@ class Slot:
             self._lacking_since = None
             return False
         now = time.monotonic()
-        if link.call("LPOS", self._shop.queue.credits, self.consumer) is not None:
+        if link.call("LPOS", self._shop.queue.credits, self.name) is not None:
             self._lacking_since = None
         elif self._lacking_since is None or self._lacking_since < idle_since:
             self._lacking_since = now  # a ticket may be on its way
         elif now - self._lacking_since > patience and idle_since == self.idle_since:
             log.warning("the credit of slot %d was lost, it is put down again", self.index)
-            self._shop.queue.put_credit(link, self.consumer)
+            self._shop.queue.put_credit(link, self.name)
             self._lacking_since = None
             return True
         return False
@@ -169,7 +206,7 @@ class Slot:
         """With `_busy` held, which it lets go of."""
         try:
             # Without the credit, a ticket is on its way: then its turn sees to the runner.
-            if self.idle_since is not None and self._shop.queue.withdraw_credit(self.link, self.consumer):
+            if self.idle_since is not None and self._shop.queue.withdraw_credit(self.link, self.name):
                 self.idle_since = None
                 self._rest()
         except ServerError as error:
@@ -198,7 +235,7 @@ class Slot:
                     self._revive()
                 return
             idle = self.idle_since is not None
-            if idle and not self._shop.queue.withdraw_credit(self.link, self.consumer):
+            if idle and not self._shop.queue.withdraw_credit(self.link, self.name):
                 return  # a ticket is on its way, and is not to wait
             self._ask_health()
             if idle:
@@ -229,7 +266,7 @@ class Slot:
             if self._runner.sick is None and self.idle_since is None:
                 self._rest()
             elif self._runner.sick is not None and self.idle_since is not None:
-                self._shop.queue.withdraw_credit(self.link, self.consumer)
+                self._shop.queue.withdraw_credit(self.link, self.name)
                 self.idle_since = None
         except ServerError as error:
             log.warning("slot %d could not heed the health of its model: %s", self.index, error)
@@ -248,12 +285,11 @@ class Slot:
 
     def cancel(self, id: str) -> bool:
         """Cancel the prediction of this id, if it runs here."""
-        current = self.current
-        execution = current.execution if current is not None else None
-        if current is None or execution is None or id not in (current.id, current.delivery.entry):
-            return False
-        execution.stop("canceled")
-        return True
+        for current in self.held:
+            if current.execution is not None and id in (current.id, current.delivery.entry):
+                current.execution.stop("canceled")
+                return True
+        return False
 
     def _serve(self, delivery: Delivery | None, ends: float) -> None:
         draining = self._shop.draining
@@ -270,13 +306,14 @@ class Slot:
                 if delivery is None:
                     return  # also before the turn is over: what was given back comes with a ticket alone
                 continue
-            self.current = Current(delivery)
+            self.current = Current(delivery, self._desk)
             if not self._runner.lives(self._seat) and not self._serving.respawn():
                 break
             delivery = self._serving.answer(self.current, ends, self._let_go)
             self.current = None
+            self._leave_desk()
         if delivery is not None:
-            self._serving.release(self.current or Current(delivery))
+            self._serving.release(self.current or Current(delivery, self._desk))
 
     def _next(self, left: float) -> Delivery | None:
         """The next entry that comes while the turn lasts."""
@@ -284,9 +321,9 @@ class Slot:
         try:
             if self._shop.draining.is_set():
                 return None
-            return self._shop.queue.next(self.link, self.consumer, min(left, LONGEST_WAIT))
+            return self._shop.queue.next(*self._desk, min(left, LONGEST_WAIT))
         except ServerLost:
-            return self._insist(lambda: self._shop.queue.recover(self.link, self.consumer))
+            return self._insist(lambda: self._shop.queue.recover(*self._desk))
         finally:
             self.waiting = False
 

@@ -23,7 +23,7 @@ DEAD_LETTERS = 1000
 """How many dead letters of a queue are kept, about."""
 
 BRIDGE = re.compile(r".*~[0-9a-f]{8}", re.DOTALL)
-SLOT = re.compile(r".*~[0-9a-f]{8}\.\d+", re.DOTALL)
+SLOT = re.compile(r".*~[0-9a-f]{8}\.\d+b?", re.DOTALL)
 RELEASED = "released"
 
 
@@ -268,9 +268,9 @@ class Queue:
         """Take an idle slot's credit back; False when a ticket is on its way."""
         return bool(link.call("LREM", self.credits, 1, slot))
 
-    def claim(self, link: Link, ticket: Ticket) -> Delivery | None:
+    def claim(self, link: Link, owner: str, ticket: Ticket) -> Delivery | None:
         """Become the owner of a ticket's entry; None when the ticket is void. May be repeated after a lost reply."""
-        answer = link.script(scripts.CLAIM, (self.name,), ticket.entry, ticket.bridge, ticket.attempt, ticket.slot)
+        answer = link.script(scripts.CLAIM, (self.name,), ticket.entry, ticket.bridge, ticket.attempt, owner)
         return _delivery(answer) if answer else None
 
     def next(self, link: Link, slot: str, wait: float) -> Delivery | None:

@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from cog_celery.guardian import Guardian
-from cog_celery.link import Outage
+from cog_celery.link import Outage, SharedLink
 from cog_celery.outputs import Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.rows import Rows
@@ -27,6 +27,8 @@ class Workshop:
     agreed: QueueSettings
     queue: Queue
     uploader: Uploader
+    spare_link: SharedLink
+    """For questions from threads that have no link of their own."""
     guardian: Guardian
     rows: Rows
     outage: Outage

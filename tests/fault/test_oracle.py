@@ -63,7 +63,7 @@ class Stage:
         owned = Owned(delivery.entry, owner, 0, delivery.attempt)
         attempt = self.queue.reclaim(self.link, owned, BRIDGE, 0, counts=True)
         ticket = Ticket(TICKET_VERSION, self.queue.name, delivery.entry, attempt, BRIDGE, heir)
-        claimed = self.queue.claim(self.link, ticket)
+        claimed = self.queue.claim(self.link, ticket.slot, ticket)
         assert claimed is not None
         return claimed
 
@@ -139,8 +139,8 @@ def test_what_is_well_is_found_well(stage: Stage) -> None:
     answer = queue.take(link, BRIDGE)
     assert answer[0] == "ticket"
     ticket = Ticket(TICKET_VERSION, queue.name, answer[2].entry, 1, BRIDGE, SLOT)
-    taken = queue.claim(link, ticket)
-    assert taken is not None and queue.claim(link, ticket) == taken
+    taken = queue.claim(link, ticket.slot, ticket)
+    assert taken is not None and queue.claim(link, ticket.slot, ticket) == taken
     assert queue.release(link, taken.entry, SLOT, 1, 1)
     letter = stage.take(OTHER)
     again = queue.recover(link, OTHER)
@@ -149,7 +149,7 @@ def test_what_is_well_is_found_well(stage: Stage) -> None:
     owned = Owned(taken.entry, "released", 0, 1)
     assert queue.reclaim(link, owned, BRIDGE, 0, counts=False) == 1
     ticket = Ticket(TICKET_VERSION, queue.name, taken.entry, 1, BRIDGE, OTHER)
-    final = queue.claim(link, ticket)
+    final = queue.claim(link, ticket.slot, ticket)
     assert final is not None and stage.commit(final, released, OTHER) == "done"
 
     # Nobody would see an answer.

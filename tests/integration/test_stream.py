@@ -56,7 +56,7 @@ def take(link: Link, queue: Queue, bridge: str = BRIDGE) -> tuple[str, Delivery]
 
 
 def claim(link: Link, queue: Queue, delivery: Delivery, slot: str = SLOT, bridge: str = BRIDGE) -> Delivery | None:
-    return queue.claim(link, Ticket(TICKET_VERSION, queue.name, delivery.entry, delivery.attempt, bridge, slot))
+    return queue.claim(link, slot, Ticket(TICKET_VERSION, queue.name, delivery.entry, delivery.attempt, bridge, slot))
 
 
 def owners(link: Link, queue: Queue) -> dict[str, tuple[str, int]]:

@@ -15,7 +15,7 @@ import pytest
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, UploadError
 from cog_celery.http_client import Client
-from cog_celery.link import Link
+from cog_celery.link import Link, SharedLink
 from cog_celery.outlet import SlotOutlet
 from cog_celery.outputs import Uploader
 from cog_celery.prediction import Prediction
@@ -293,6 +293,7 @@ class Attempt:
         self.outlet = SlotOutlet(
             *(queue, link, SLOT, Delivery(self.entry, 1, value), request, Prediction(), Cog04()),
             Uploader(None, client=Client(LOCAL)),
+            SharedLink(link),
             id="p",
             max_input_bytes=1,
         )
@@ -301,7 +302,7 @@ class Attempt:
         self.outlet.execution = self.told  # type: ignore[assignment]
 
     def upload(self) -> str:
-        return self.outlet.upload(str(self.path), self.cancel)
+        return self.outlet.upload(str(self.path), self.cancel).result()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from cog_celery import mime
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, UploadError, UsageError
 from cog_celery.http_client import TRIES, Client
-from cog_celery.outputs import Uploader
+from cog_celery.outputs import MAX_COPY, MAX_OPEN, PARALLEL, Uploader
 from tests.support.web import LOCAL, Handler, Seen, Web, closed_port, elapsed, hang, raw, reply
 
 SECRET = "hunter2secret"
@@ -556,28 +556,80 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_that_grows_is_sent_as_long_as_it_was(web: Web, client: Client, tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", [b"other!!", b"longer than it was"], ids=["as long", "longer"])
+def test_a_small_file_is_sent_as_it_was_given_out(web: Web, client: Client, tmp_path: Path, then: bytes) -> None:
     path = made(tmp_path)
 
-    def grow(handler: Handler) -> None:
-        with open(path, "ab") as file:
-            file.write(b" and more")
+    def rewrite(handler: Handler) -> None:
+        Path(path).write_bytes(then)
         handler.answer(503)
 
-    web.on("/out.png", grow, reply(200))
+    web.on("/out.png", rewrite, reply(200))
     Uploader(web.url, client=client).for_prediction("p").upload(path)
     assert [seen.body for seen in web.seen] == [b"picture", b"picture"]
 
 
-def test_a_file_that_shrinks_is_an_error(web: Web, client: Client, tmp_path: Path) -> None:
-    path = made(tmp_path)
+@pytest.mark.parametrize(
+    ("size", "why"), [(3, "became shorter"), (MAX_COPY + 1, "was changed"), (MAX_COPY + 2, "was changed")]
+)
+def test_a_large_file_that_changes_is_an_error(web: Web, client: Client, tmp_path: Path, size: int, why: str) -> None:
+    path = made(tmp_path, content=bytes(MAX_COPY + 1))
 
-    def shrink(handler: Handler) -> None:
-        os.truncate(path, 3)
+    def rewrite(handler: Handler) -> None:
+        Path(path).write_bytes(b"x" * size)
         handler.answer(503)
 
-    web.on("/out.png", shrink, reply(200))
-    assert "became shorter while it was uploaded" in refusal(Uploader(web.url, client=client), path)
+    web.on("/out.png", rewrite, reply(200))
+    told = refusal(Uploader(web.url, client=client), path)
+    assert f"{why} while it was uploaded. The predictor must not change a file" in told
+
+
+def test_files_may_be_removed_once_they_were_given_out(web: Web, client: Client, tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def hold(handler: Handler) -> None:
+        go.wait(10)
+        handler.answer(200)
+
+    web.on("*", hold)
+    uploads = Uploader(web.url, client=client).for_prediction("p")
+    futures = []
+    for index in range(MAX_OPEN):
+        path = made(tmp_path, f"out-{index}.bin", b"%d " % index + bytes(MAX_COPY if index < 2 else 0))
+        futures.append(uploads.start(path))
+        os.unlink(path)
+    open_before = uploads.all_open
+    late = uploads.start(made(tmp_path, "out-late.bin"))
+    assert (open_before, uploads.all_open) == (True, False)
+    go.set()
+    assert [future.result(30) for future in futures] == [f"{web.url}/out-{index}.bin" for index in range(MAX_OPEN)]
+    assert late.result(30) == f"{web.url}/out-late.bin"
+    assert {seen.target: seen.body.split()[0] for seen in web.seen if "late" not in seen.target} == {
+        f"/out-{index}.bin": b"%d" % index for index in range(MAX_OPEN)
+    }
+
+
+def test_few_files_of_a_prediction_are_sent_at_once(web: Web, client: Client, tmp_path: Path) -> None:
+    go, started, most = threading.Event(), [0], [0]
+    lock = threading.Lock()
+
+    def hold(handler: Handler) -> None:
+        with lock:
+            started[0] += 1
+            most[0] = max(most[0], started[0])
+        go.wait(10)
+        with lock:
+            started[0] -= 1
+        handler.answer(200)
+
+    web.on("*", hold)
+    uploads = Uploader(web.url, client=client).for_prediction("p")
+    futures = [uploads.start(made(tmp_path, f"out-{index}.bin")) for index in range(20)]
+    while started[0] < PARALLEL:
+        assert not any(future.done() for future in futures)
+    go.set()
+    assert [future.result(30) for future in futures] == [f"{web.url}/out-{index}.bin" for index in range(20)]
+    assert most[0] == PARALLEL
 
 
 # Cancel, and the worker's own settings
