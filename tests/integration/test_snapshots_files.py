@@ -87,7 +87,8 @@ def test_files_in_a_model_are_uploaded(uploading: Fleet, store: list[HTTPRequest
 def test_equal_names_do_not_overwrite_each_other(uploading: Fleet, store: list[HTTPRequest]) -> None:
     urls = uploading.producer.predict({"mode": "same_names", "count": 3})["output"]
     assert len(set(urls)) == 3
-    assert [put.get_data() for put in store] == [b"file 0", b"file 1", b"file 2"]
+    contents = {f"http://files.example/{put.path.rpartition('/')[2]}": put.get_data() for put in store}
+    assert [contents[url] for url in urls] == [b"file 0", b"file 1", b"file 2"]
 
 
 @pytest.mark.ours

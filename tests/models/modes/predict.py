@@ -72,6 +72,11 @@ class Predictor(BasePredictor):
         for i in range(count):
             yield self.write("same.txt", f"file {i}")
 
+    def yields_a_file_and_dies(self, text: str, **_: Any) -> Any:
+        yield self.write("hello.txt", text)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def model(self, text: str, **_: Any) -> Any:
         return Answer(text=text, file=self.write("model.txt", text))
 
