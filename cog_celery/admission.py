@@ -6,6 +6,7 @@ It must not know where messages come from, nor what becomes of a ticket. Whoever
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
 from typing import Annotated, Any, NoReturn
@@ -29,6 +30,10 @@ _Attempt = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 _BODY = msgspec.json.Decoder(
     tuple[tuple[int, _Name, _Entry, _Attempt, _Name, _Name], msgspec.Raw, msgspec.Raw],
 )
+_TRACE = {
+    "traceparent": re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),
+    "tracestate": re.compile(r"[\x20-\x7e]{1,512}"),
+}
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +59,19 @@ class Refusals:
 
 
 def admit(message: Any, stream: str, life: str) -> None:
-    """Leave nothing in the kombu message but its ticket. Raises Refused.
+    """Leave nothing in the kombu message but its ticket, and the trace it belongs to. Raises Refused.
 
     Gone is all by which a sender could have Celery do more than start the turn: eta, expires, time limits, callbacks,
     chains, chords, groups, stamps, a reply queue, a name or arguments for logs and events.
     """
     ticket = _ticket(message, stream, life)
+    trace = {
+        name: value
+        for name, form in _TRACE.items()
+        if isinstance(value := message.headers.get(name), str) and form.fullmatch(value)
+    }
     message.headers = {
+        **trace,
         "lang": "py",
         "task": TURN,
         "id": uuid(),

@@ -14,19 +14,26 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from cog_celery import failpoints
+import msgspec
+
+from cog_celery import __version__, failpoints, logs, telemetry
 from cog_celery.celery import app
 from cog_celery.dispatching import Dispatcher
 from cog_celery.errors import CogCeleryError, GroupMissing, ServerError, ServerLost, UsageError
+from cog_celery.finished import Finished
 from cog_celery.heartbeat import EVERY, Heartbeat, State
 from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, Outage
 from cog_celery.prediction import Prediction
+from cog_celery.presence import About, noted
 from cog_celery.refusing import refuse
-from cog_celery.requests import PredictionRequest, Refusal, parse
+from cog_celery.requests import PredictionRequest, Refusal, parse, prediction_id
+from cog_celery.rows import Rows, node_name
 from cog_celery.settings import Settings
 from cog_celery.snapshots import dialect
 from cog_celery.stream import (
@@ -42,6 +49,10 @@ from cog_celery.stream import (
     life,
     slot_life,
 )
+from cog_celery.telemetry import NO_REQUEST
+
+if TYPE_CHECKING:
+    from cog_celery.metrics import MetricsServer
 
 GROUP_PAUSE = 0.5
 """Seconds between looks for a group that does not exist: within a second of its creation it is picked up."""
@@ -60,7 +71,20 @@ def run(settings: Settings) -> int:
     if not settings.queues:
         raise UsageError("which queue? Give --queue NAME, or set COG_CELERY_QUEUE")
     settings.install(os.environ)  # the app reads them there
-    return Bridge(settings).run()
+    telemetry.start(os.environ)
+    metrics = None if settings.metrics_port is None else _serve_metrics(settings, settings.metrics_port)
+    try:
+        return Bridge(settings).run()
+    finally:
+        telemetry.stop()
+        if metrics is not None:
+            metrics.close()
+
+
+def _serve_metrics(settings: Settings, port: int) -> MetricsServer:
+    from cog_celery.metrics import BridgeMetrics, MetricsServer  # only those who want them pay for them
+
+    return MetricsServer(port, BridgeMetrics(settings.redis_url, settings.queues).registry)
 
 
 class Bridge:
@@ -76,8 +100,9 @@ class Bridge:
         os.set_blocking(self._writer, False)
         self._outage = Outage("Redis")
         self._dispatcher = Dispatcher(app, Outage("the broker"))
+        self._rows = Rows(app)
         self._streams = [
-            StreamBridge(Queue(name), self._name, settings, self._dispatcher, self._outage, self._stopping)
+            StreamBridge(Queue(name), self._name, settings, self._dispatcher, self._rows, self._outage, self._stopping)
             for name in settings.queues
         ]
 
@@ -112,6 +137,7 @@ class Bridge:
                 for thread in threads:
                     thread.join(0.05 / len(threads))
         self._dispatcher.close()
+        self._rows.close()
         heartbeat.remove()
         return 1 if self._failed.is_set() else 0
 
@@ -138,9 +164,13 @@ class Bridge:
 
 @dataclass
 class Dispatched:
-    """A ticket on its way: when it was sent (monotonic), and whether it was sent twice since."""
+    """A ticket on its way: what it is about, the trace it is sent in, when it was sent (monotonic), and whether that
+    was done twice.
+    """
 
     ticket: Ticket
+    about: Callable[[], logs.About]
+    trace: Any
     at: float
     again: bool = False
 
@@ -156,6 +186,7 @@ class StreamBridge:
         name: str,
         settings: Settings,
         dispatcher: Dispatcher,
+        rows: Rows,
         outage: Outage,
         stopping: threading.Event,
     ) -> None:
@@ -163,6 +194,7 @@ class StreamBridge:
         self._name = name
         self._settings = settings
         self._dispatcher = dispatcher
+        self._rows = rows
         self._stopping = stopping
         self._link = Link(settings.redis_url, f"cog-celery-bridge:{name}", outage)
         self._blocked = False
@@ -289,28 +321,56 @@ class StreamBridge:
 
     def _dispatch(self, credit: str, delivery: Delivery) -> None:
         try:
-            self._parse(delivery.value)
+            request = self._parse(delivery.value)
         except Refusal as refusal:
             self.queue.put_credit(self._link, credit)  # first: whatever becomes of the message, the slot is idle
             self._refuse(delivery, refusal)
             return
+        trace, about = telemetry.context(request), partial(self._about, request, delivery)
         ticket = Ticket(TICKET_VERSION, self.queue.name, delivery.entry, delivery.attempt, self._name, credit)
         try:
-            self._dispatcher.dispatch(ticket)
+            self._dispatcher.dispatch(ticket, trace)
         except ServerLost:
             self._waiting[delivery.entry] = delivery.attempt
             self.queue.put_credit(self._link, credit)
             raise
         failpoints.reach("bridge.dispatched")
-        self._dispatched[delivery.entry] = Dispatched(ticket, time.monotonic())
+        self._dispatched[delivery.entry] = Dispatched(ticket, about, trace, time.monotonic())
+
+    def _about(self, request: PredictionRequest, delivery: Delivery) -> logs.About:
+        id, trace = prediction_id(request, delivery.entry), telemetry.trace_id(request)
+        return logs.About(id, self.queue.name, delivery.entry, delivery.attempt, None, trace)
+
+    def _about_bytes(self, delivery: Delivery) -> logs.About:
+        try:
+            return self._about(self._parse(delivery.value), delivery)
+        except Refusal:
+            return self._about(NO_REQUEST, delivery)
+
+    def _ended(self, request: PredictionRequest, delivery: Delivery, received: float, **how: Any) -> None:
+        """What no slot will ever have has a span all the same."""
+        telemetry.delivery(request).end(
+            Finished(
+                queue=self.queue.name,
+                slot=None,
+                id=prediction_id(request, delivery.entry),
+                entry=delivery.entry,
+                attempt=delivery.attempt,
+                received=received,
+                ended=time.time(),
+                **how,
+            )
+        )
 
     def _parse(self, value: bytes | None) -> PredictionRequest:
         return parse(value, self.queue.name, self._settings.max_request_bytes, self._settings.response_prefix)
 
     def _refuse(self, delivery: Delivery, refusal: Refusal) -> None:
         assert self._agreed is not None
-        ttl = self._settings.response_ttl_ms
-        refuse(self._link, self.queue, delivery, self._name, refusal, self._agreed.dialect, ttl)
+        ttl, received = self._settings.response_ttl_ms, time.time()
+        with logs.about(partial(self._about, NO_REQUEST, delivery)):
+            refuse(self._link, self.queue, delivery, self._name, refusal, self._agreed.dialect, ttl)
+        self._ended(NO_REQUEST, delivery, received, outcome="refused", fault="input")
         failpoints.reach("bridge.refused")
 
     # -- every third of a lease
@@ -323,12 +383,17 @@ class StreamBridge:
             self._be_patient()  # we were late: then others may not have been heard either
         self._sweep_at = now + lease / 3
         self._keep_ours(lease)
+        self._say_who_we_are()
         self._look_at_the_queue(lease)
         if now >= self._reclaim_at:
             self._reclaim(lease)
         if now >= self._consumers_at:
             self._consumers_at = now + CONSUMERS_PAUSE
             self._forget_the_dead(max(CONSUMERS_PAUSE, 10 * lease))
+
+    def _say_who_we_are(self) -> None:
+        about = About(role="bridge", name=self._settings.name, state=self.state, version=__version__)
+        self.queue.describe(self._link, self._name, msgspec.json.encode(about))
 
     def _keep_ours(self, lease: float) -> None:
         """Extend what this bridge owns; tickets whose worker is gone, or that nobody claimed, go to the next credit."""
@@ -352,12 +417,15 @@ class StreamBridge:
                 if lives[worker] and now - sent.at < min(lease * 2**tries, max(lease, LONGEST_UNCLAIMED)):
                     if not sent.again and now - sent.at >= lease / 3:
                         sent.again = True  # the broker may have lost it; else the second one is void
-                        self._dispatcher.dispatch(sent.ticket)
+                        self._dispatcher.dispatch(sent.ticket, sent.trace)
                     continue
-                log.warning(
-                    "the ticket for %s on %s was not claimed (%s): it goes to the next idle slot",
-                    *(entry, self.queue.name, "its worker does not consume" if lives[worker] else "its worker is gone"),
-                )
+                with logs.about(sent.about):
+                    log.warning(
+                        "the ticket for %s on %s was not claimed (%s): it goes to the next idle slot",
+                        *(entry, self.queue.name),
+                        "its worker does not consume" if lives[worker] else "its worker is gone",
+                        extra={"event": "not claimed"},
+                    )
                 self._unclaimed[entry] = tries + 1
                 del self._dispatched[entry]
             if attempt > self._agreed.max_attempts:  # it was to be buried, and that failed
@@ -440,25 +508,39 @@ class StreamBridge:
         if not attempt:
             return
         failpoints.reach("bridge.reclaimed")
+        delivery = Delivery(line.entry, attempt, self.queue.read(self._link, line.entry))
+        about = self._about_bytes(delivery)
+        if SLOT.fullmatch(line.owner):
+            show = self._rows.lost if attempt <= self._agreed.max_attempts else self._rows.given_up
+            worker = node_name(self.queue.name, slot_life(line.owner).rpartition("~")[0])
+            show(about.prediction_id or line.entry, worker, time.time() - line.idle / 1000)
         if attempt <= self._agreed.max_attempts:
-            log.warning(
-                "entry %s of %s is reclaimed from %s: attempt %d", line.entry, self.queue.name, line.owner, attempt
-            )
+            with logs.about(lambda: about):
+                log.warning(
+                    *("entry %s of %s is reclaimed from %s: attempt %d", line.entry, self.queue.name, line.owner),
+                    attempt,
+                    extra={"event": "reclaimed"},
+                )
             self._waiting[line.entry] = attempt
             return
-        self._bury(Delivery(line.entry, attempt, self.queue.read(self._link, line.entry)), line.owner)
+        self._bury(delivery, line.owner)
 
     def _bury(self, delivery: Delivery, last_owner: str) -> None:
         """All attempts are used up: say so, and keep the request among the dead letters."""
         assert self._agreed is not None
         runs = delivery.attempt - 1
         reason = f"Prediction failed: it was lost with its worker {runs} times, and that is as often as it is tried."
-        log.error("entry %s of %s: %s Last owner: %s", delivery.entry, self.queue.name, reason, last_owner)
+        received = time.time()
         try:
             request = self._parse(delivery.value)
         except Refusal as refusal:
             self._refuse(delivery, refusal)
             return
+        with logs.about(partial(self._about, request, delivery)):
+            log.error(
+                *("entry %s of %s: %s Last owner: %s", delivery.entry, self.queue.name, reason, last_owner),
+                extra={"event": "dead"},
+            )
         prediction = Prediction()
         prediction.start(time.time())
         prediction.fail(time.time(), reason, "platform")
@@ -469,8 +551,10 @@ class StreamBridge:
         self.queue.bury(
             *(self._link, delivery, self._name, request.response_queue, snapshot, reason, ttl, record),
             last_owner=last_owner,
+            about=noted(prediction_id(request, delivery.entry), "failed", "platform", response=request.response_queue),
         )
         failpoints.reach("bridge.buried")
+        self._ended(request, delivery, received, outcome="failed", fault="platform", reason=reason)
 
     # -- the end
 
@@ -488,6 +572,7 @@ class StreamBridge:
                 if on_their_way:
                     time.sleep(0.02)
             self.queue.forget(self._link, self._name)
+            self.queue.undescribe(self._link, self._name)
         except ServerError as error:
             log.warning("queue %s: stopped without giving back what was not claimed: %s", self.queue.name, error)
         finally:

@@ -108,6 +108,7 @@ def delete_queue(connection: Any, life: str) -> None:
 @app.task(name=TURN, send_events=False, ignore_result=True)  # type: ignore[untyped-decorator]
 def turn(*ticket: Any) -> None:
     """Give a slot of this worker a turn, beginning with the ticket's entry."""
-    from cog_celery import worker
+    from cog_celery import telemetry, worker
 
+    telemetry.turn()
     worker.node().turn(ticket)

@@ -11,7 +11,6 @@ import os
 import shlex
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -20,12 +19,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
 
-from cog_celery import __version__
+from cog_celery import __version__, logs
 from cog_celery.errors import CogCeleryError, UsageError
 from cog_celery.settings import OPTIONS, Option, Settings, default_queue, given, masked_url, nearest
 
 SUCCEEDED, FAILED, WRONG_USE, CANCELED = 0, 1, 2, 130
 STATUSES: Final = {"succeeded": SUCCEEDED, "failed": FAILED, "canceled": CANCELED}
+
+log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,22 +72,17 @@ def complain(message: str, status: int) -> int:
     return status
 
 
-def set_up_logging(level: str) -> None:
-    """Log to standard error: time in UTC, level, module, message."""
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
 def load(flags: dict[str, object], *, quiet: bool = False) -> Settings:
-    """The Settings of a command, with logging set up as they say; `quiet`: warnings alone unless they say otherwise.
+    """The Settings of a command, with logging set up as they say; `quiet`: for a person who waits, warnings alone
+    unless they say otherwise.
 
     Raises UsageError.
     """
     settings = Settings.load(flags, os.environ)
-    set_up_logging("warning" if quiet and not given("log_level", flags, os.environ) else settings.log_level)
+    if quiet:
+        logs.set_up(settings.log_level if given("log_level", flags, os.environ) else "warning")
+    else:
+        logs.set_up(settings.log_level, settings.log_format)
     return settings
 
 
@@ -184,7 +180,7 @@ def run(**flags: object) -> int:
     def ready(settings: Settings, inputs: supervisor.Inputs) -> None:
         click.echo(how_to_send(settings, inputs))
 
-    click.echo(f"cog-celery: loading {settings.model_dir} for queue {settings.queue}", err=True)
+    log.info("loading %s for queue %s", settings.model_dir, settings.queue)
     return supervisor.run(settings, embedded=embedded, ready=ready)
 
 
@@ -442,3 +438,4 @@ def main() -> NoReturn:
 from cog_celery import cli_dead as cli_dead  # noqa: E402  (adds its commands, with what is above)
 from cog_celery import cli_health as cli_health  # noqa: E402
 from cog_celery import cli_models as cli_models  # noqa: E402
+from cog_celery import cli_status as cli_status  # noqa: E402

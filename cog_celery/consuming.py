@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
+from celery.utils.sysinfo import load_average
 from celery.utils.threads import bound_open_broker_sockets
 from celery.worker import heartbeat, pidbox
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer.control import Control as CeleryControl
 from celery.worker.consumer.heart import Heart as CeleryHeart
-from celery.worker.state import maybe_shutdown
+from celery.worker.state import SOFTWARE_INFO, maybe_shutdown
 from kombu.entity import Exchange
 from kombu.messaging import Producer
 from kombu.transport import virtual
@@ -192,7 +193,7 @@ class Heart(CeleryHeart):  # type: ignore[misc]
 
     def start(self, c: Any) -> None:
         c.event_dispatcher.buffer_while_offline = False  # an error has the consumer connect again
-        c.heart = _Beats(c.timer, c.event_dispatcher, self.heartbeat_interval)
+        c.heart = _Beats(c.timer, c.event_dispatcher, self.heartbeat_interval, c.node)
         c.heart.start()
 
     def stop(self, c: Any) -> None:
@@ -205,8 +206,22 @@ class Heart(CeleryHeart):  # type: ignore[misc]
 
 
 class _Beats(heartbeat.Heart):  # type: ignore[misc]
+    """They count predictions, as Flower's rows do, and not the turns that carry them."""
+
+    def __init__(self, timer: Any, eventer: Any, interval: float | None, node: Any) -> None:
+        super().__init__(timer, eventer, interval)
+        self._node = node
+
     def _send(self, event: str, retry: bool = True) -> None:
-        super()._send(event, retry=False)
+        self.eventer.send(
+            event,
+            freq=self.interval,
+            active=sum(len(slot.held) for slot in self._node.slots),
+            processed=self._node.begun,
+            loadavg=load_average(),
+            retry=False,
+            **SOFTWARE_INFO,
+        )
 
 
 class Control(CeleryControl):  # type: ignore[misc]

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from cog_celery import telemetry
 from cog_celery.celery import delete_queue, turn, worker_queue
 from cog_celery.errors import ServerLost
 from cog_celery.link import Outage
@@ -34,10 +36,10 @@ class Dispatcher:
         self._connection = app.connection_for_write()
         self._producer = self._connection.Producer(auto_declare=False)
 
-    def dispatch(self, ticket: Ticket) -> None:
-        """Send a ticket to its slot's worker. Raises ServerLost."""
+    def dispatch(self, ticket: Ticket, trace: Any = None) -> None:
+        """Send a ticket to its slot's worker, in a trace, if telemetry gave one. Raises ServerLost."""
         queue = worker_queue(slot_life(ticket.slot))
-        with self._lock, self._reaching():
+        with self._lock, self._reaching(), telemetry.within(trace):
             turn.apply_async(
                 msgspec.structs.astuple(ticket),
                 producer=self._producer,

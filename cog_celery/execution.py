@@ -156,6 +156,12 @@ class Execution:
         self.reason: Reason | None = None
         self.unshown = False
         """Whether something changed that no snapshot has shown yet."""
+        # Points in time, seconds since 1970.
+        self._began: float | None = None
+        self._ended: float | None = None
+        self.first_output: float | None = None
+        self.last_output: float | None = None
+        """When a predictor that yields had put out everything."""
 
     def stop(self, reason: Reason, error: str = "") -> None:
         """Have the prediction end soon: canceled in the predictor, killed after the grace."""
@@ -175,6 +181,14 @@ class Execution:
         with self._lock:
             if self._wake is not None:
                 self._wake.set()
+
+    @property
+    def predicting(self) -> tuple[float, float] | None:
+        """When predict() ran: from the runner's own clock, if it lived to tell how long it took; None if it did not."""
+        if self._began is None or self._ended is None:
+            return None
+        took = self._prediction.predict_time
+        return self._began if took is None else self._ended - took, self._ended
 
     @property
     def uploading(self) -> bool:
@@ -282,6 +296,7 @@ class Execution:
         accepted = prediction.status != "starting"
         match message:
             case Output() if accepted:
+                self.first_output = self.first_output or time.time()
                 prediction.stream()
                 self._put_out(message.value, message.files, yielded=True)
             case Done() if accepted:
@@ -355,6 +370,7 @@ class Execution:
 
     def _start_clock(self) -> None:
         self._running = True
+        self._began = time.time()
         if self._timeout is not None:
             self._deadline = time.monotonic() + self._timeout
 
@@ -418,9 +434,13 @@ class Execution:
     def _done(self, done: Done) -> None:
         prediction = self._prediction
         prediction.predict_time, prediction.metrics = done.predict_time, done.metrics or None
+        now = self._ended = time.time()
         if done.streamed:
             prediction.stream()
+            if done.status == "succeeded" and self.first_output is not None:
+                self.last_output = now
         elif done.status == "succeeded":
+            self.first_output = now
             self._put_out(done.output or NULL, done.files, yielded=False)
         self._over(done)
 
@@ -428,6 +448,7 @@ class Execution:
         """The runner has nothing more to say of it, and files may still be on their way."""
         with self._lock:
             self._running = False
+        self._ended = self._ended or time.time()
         self._end = end
         self._settle()
 

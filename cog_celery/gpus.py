@@ -200,3 +200,62 @@ def parse_listing(listing: str) -> tuple[str, ...]:
                 ids.pop()  # the split GPU itself
             ids.append(part[1])
     return tuple(ids)
+
+
+class Usage(NamedTuple):
+    """Of one GPU: bytes of its memory, and the share of time in which it worked; None where it cannot say."""
+
+    id: str
+    used: int
+    total: int
+    utilization: float | None
+
+
+class Gauges:
+    """Reads how GPUs are used from NVML, where it is there. For one thread at a time."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        """`ids` as CUDA_VISIBLE_DEVICES names them; none: all of this machine."""
+        self._ids = tuple(ids)
+        self._nvml: Any = None
+        self._handles: dict[str, Any] | None = None
+
+    def read(self) -> list[Usage]:
+        """Those that can be read now; none without NVML."""
+        if self._handles is None:
+            self._handles = self._open()
+        usages = []
+        for id, handle in self._handles.items():
+            try:
+                memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+                usages.append(Usage(id, int(memory.used), int(memory.total), self._utilization(handle)))
+            except self._nvml.NVMLError:
+                continue  # it fell off the bus, say: then its figures are missing, and others are there
+        return usages
+
+    def _open(self) -> dict[str, Any]:
+        """NVML stays open for as long as this process lives: to open it takes long, and wakes sleeping GPUs."""
+        try:
+            nvml = self._nvml = importlib.import_module("pynvml")
+        except ImportError:
+            return {}
+        handles: dict[str, Any] = {}
+        try:
+            nvml.nvmlInit()
+            for id in self._ids or [str(index) for index in range(nvml.nvmlDeviceGetCount())]:
+                try:
+                    by_index = id.isdigit()
+                    handles[id] = (
+                        nvml.nvmlDeviceGetHandleByIndex(int(id)) if by_index else nvml.nvmlDeviceGetHandleByUUID(id)
+                    )
+                except nvml.NVMLError:
+                    continue
+        except nvml.NVMLError:
+            return {}
+        return handles
+
+    def _utilization(self, handle: Any) -> float | None:
+        try:
+            return float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
+        except self._nvml.NVMLError:
+            return None  # a part of a split GPU has none

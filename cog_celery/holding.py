@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from cog_celery import logs
 from cog_celery.errors import ServerError
 from cog_celery.execution import Execution
 from cog_celery.link import Link
 from cog_celery.stream import Delivery
+from cog_celery.telemetry import NO_TRACE
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class Desk(NamedTuple):
 class Current:
     """What a slot works on; read by the keeper, which extends its lease and looks at its cancel key."""
 
-    __slots__ = ("cancel_key", "delivery", "desk", "execution", "id", "since")
+    __slots__ = ("cancel_key", "delivery", "desk", "execution", "id", "queue", "since", "slot", "told", "trace")
 
     def __init__(self, delivery: Delivery, desk: Desk) -> None:
         self.delivery = delivery
@@ -38,6 +40,22 @@ class Current:
         self.execution: Execution | None = None
         self.cancel_key: str | None = None
         self.since = time.monotonic()
+        self.queue: str | None = None
+        self.slot: int | None = None
+        self.trace = NO_TRACE
+        self.told = False
+
+    def about(self) -> logs.About:
+        """What lines about it say."""
+        delivery = self.delivery
+        return logs.About(self.id, self.queue, delivery.entry, delivery.attempt, self.slot, self.trace.id())
+
+    def tell(self) -> None:
+        """From the keeper, once it has run for a while: short ones have one line in all, and its end may never come."""
+        if not self.told and self.execution is not None:
+            self.told = True
+            with logs.about(self.about):
+                log.info("prediction %s runs", self.id, extra={"event": "running"})
 
     @property
     def held(self) -> tuple[str, str, int]:
@@ -63,7 +81,8 @@ class Behind:
 
     def _run(self, current: Current, end: Callable[[], None]) -> None:
         try:
-            end()
+            with logs.about(current.about):
+                end()
         except ServerError as error:
             log.error("%s could not end prediction %s: %s", self._name, current.id, error)
         except Exception:

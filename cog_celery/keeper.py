@@ -125,7 +125,10 @@ class Keeper:
     def _look_for_cancels(self) -> None:
         long_ago = time.monotonic() - LONG
         for current in (current for slot in self._slots for current in slot.held):
-            if current.cancel_key is None or current.since > long_ago:
+            if current.since > long_ago:
+                continue
+            current.tell()
+            if current.cancel_key is None:
                 continue
             if current.execution is not None and self._link.call("EXISTS", current.cancel_key):
                 current.execution.stop("canceled")

@@ -17,32 +17,38 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from celery.worker import state
 
-from cog_celery import gpus, reporting, wellness
+from cog_celery import __version__, gpus, reporting, telemetry, wellness
 from cog_celery.admission import Refusals
 from cog_celery.celery import app, delete_queue
 from cog_celery.draining import drain
 from cog_celery.environment import model_environment
 from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageError
+from cog_celery.finished import Finished
 from cog_celery.guardian import Guardian
 from cog_celery.heartbeat import EVERY, Heartbeat, State
 from cog_celery.keeper import Keeper
 from cog_celery.link import REPLY_TIMEOUT, Link, Outage, SharedLink, insist
 from cog_celery.outputs import Uploader
-from cog_celery.prediction import Prediction
+from cog_celery.presence import About, Presence, SlotSeen, gpus_of, model_version, seen
 from cog_celery.probing import Probe
 from cog_celery.respawning import RespawningRunner
-from cog_celery.rows import Rows
+from cog_celery.revoked import Revoked
+from cog_celery.rows import Rows, node_name
 from cog_celery.serving import count_setup
 from cog_celery.settings import Settings
 from cog_celery.slots import Slot
 from cog_celery.stream import Queue, Ticket, life
+from cog_celery.telling import Telling
 from cog_celery.wake import Wake
 from cog_celery.workshop import Workshop
+
+if TYPE_CHECKING:
+    from cog_celery.metrics import MetricsServer, WorkerMetrics
 
 DRAIN_PATIENCE = 2.0
 """Seconds to wait for each reply in a drain, which has three rounds of steps beyond its limit."""
@@ -50,10 +56,6 @@ BROKER_PATIENCE = 2.0
 """Seconds for a broker that is gone when the worker is, too."""
 BROKER_ALONE = 15.0
 """Seconds after which a broker that is out of reach is told of, when the queue on the same server is not."""
-REVOKED = 10_000
-"""Ids of canceled predictions that have not come yet; a broadcast reaches all workers, and most never see the
-prediction.
-"""
 GROUP_PAUSE = 0.5
 """Seconds between looks for a group that does not exist yet."""
 
@@ -103,7 +105,15 @@ class Node:
         self._keeper: Keeper | None = None
         self._link = Link(settings.redis_url, f"cog-celery-worker:{self.life}", self._outage)
         self._keeper_link = Link(settings.redis_url, f"cog-celery-keeper:{self.life}", self._outage)
-        self._spare_link = Link(settings.redis_url, f"cog-celery-spare:{self.life}", self._outage)
+        self._spare_link = SharedLink(Link(settings.redis_url, f"cog-celery-spare:{self.life}", self._outage))
+        self._presence: Presence | None = None
+        self._metrics: WorkerMetrics | None = None
+        self._metrics_server: MetricsServer | None = None
+        if settings.metrics_port is not None:
+            self._serve_metrics(settings.metrics_port)
+        self._model = model_name(settings)
+        self._rows = Rows(app, node_name(settings.queue, settings.name), self._model)
+        self._model_version = model_version(Path(settings.model_dir))
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
         self._uploader = Uploader.of(settings)
         self._guardian = Guardian()
@@ -113,7 +123,8 @@ class Node:
         self._stopped = threading.Event()
         self._closed = threading.Event()
         self._failures = 0
-        self._revoked: dict[str, None] = {}
+        self._telling = Telling()
+        self._revoked = Revoked()
         self._wake_hub = Wake()
         self._report = reporting.SetupReport(settings)
 
@@ -126,9 +137,8 @@ class Node:
             worker.hub.add_reader(self._wake_hub.fileno(), self._wake_hub.clear)
             worker.hub.call_repeatedly(EVERY, worker.consumer.looped)
         self.looped()
-        self._rows = Rows(worker.app, worker.hostname)
-        self._rows.start()
-        self._start_thread(self._bring_up, "bring up")
+        self._telling.start()
+        self._start_thread(telemetry.setup(self._bring_up), "bring up")
         self._start_thread(self._await_stop, "stop")
 
     def turn(self, ticket: Sequence[Any]) -> None:
@@ -172,17 +182,18 @@ class Node:
         self._broker_lost_at = None
         self._broker_outage.end()
 
+    @property
+    def begun(self) -> int:
+        """Predictions so far."""
+        return self._rows.begun
+
     def cancel(self, id: str) -> bool:
         """Cancel a prediction by its id; False when it does not run here: then its id is remembered until it comes."""
         if any(slot.cancel(id) for slot in self.slots):
             return True
-        while len(self._revoked) >= REVOKED:
-            self._revoked.pop(next(iter(self._revoked)), None)
-        self._revoked[id] = None
-        return False
-
-    def _is_revoked(self, id: str) -> bool:
-        return bool(self._revoked) and self._revoked.pop(id, False) is None
+        self._revoked.add(id)
+        # Once more, for one that came in between and did not find itself there.
+        return any(slot.cancel(id) for slot in self.slots)
 
     def stop_soon(self) -> None:
         """Drain; may be called from a signal handler."""
@@ -209,9 +220,12 @@ class Node:
         self._guardian.close()
         self._spawner.shutdown(wait=False)
         self._rows.close()
+        self._telling.close()
         leaving = threading.Thread(target=self._delete_broker_queue, name="leave", daemon=True)
         leaving.start()
         leaving.join(BROKER_PATIENCE)
+        if self._metrics_server is not None:
+            self._metrics_server.close()
         self._heartbeat.remove()
 
     def _delete_broker_queue(self) -> None:
@@ -234,6 +248,8 @@ class Node:
         if agreed is None:
             return
         self._agreed = agreed
+        presence = self._presence = Presence(self.queue, self._spare_link, self.life, agreed.lease, self.about)
+        presence.start()
         shop = self._make_shop()
         runners = self._make_runners(shop)
         self._report.begin()
@@ -244,9 +260,12 @@ class Node:
             return  # we killed them
         self._report.end(None if not failures else str(failures[0]))
         if failures:
+            self._count_failed_setup()
             raise failures[0]
         for setup in setups:
             count_setup(self.queue, self._link, setup.result().setup_time)
+            if self._metrics is not None:
+                self._metrics.set_up(setup.result().setup_time)
         slots = self._make_slots(shop, [setup.result().concurrency for setup in setups])
         if not self._insist(self._group_is_there):
             return
@@ -270,9 +289,40 @@ class Node:
         for slot in slots:
             slot.begin()
         self._keeper = keeper
+        presence.changed()
         if any(setup.result().healthcheck for setup in setups):
             self._start_thread(partial(wellness.watch, slots, self._closed, self._set_well), "health")
         log.info("worker %s is ready: %d slots on queue %s", self.life, len(slots), self.queue.name)
+
+    def about(self) -> About:
+        """What this process says of itself."""
+        slots = tuple(map(seen, self.slots)) or tuple(SlotSeen("restarting", gpu) for gpu in self._assigned)
+        return About(
+            role="worker",
+            name=self.settings.name,
+            version=__version__,
+            state=self.state,
+            model=self._model,
+            model_version=self._model_version,
+            slots=slots,
+        )
+
+    def _serve_metrics(self, port: int) -> None:
+        from cog_celery.metrics import MetricsServer, WorkerMetrics  # only those who want them pay for them
+
+        gauges = gpus.Gauges(gpus_of([SlotSeen(gpu=gpu) for gpu in self._assigned]))
+        self._metrics = WorkerMetrics(
+            self.queue.name, self.about, lambda: self._keeper is not None and self._keeper.reached, gauges
+        )
+        self._metrics_server = MetricsServer(port, self._metrics.registry)
+
+    def _restarted(self, took: float) -> None:
+        if self._metrics is not None:
+            self._metrics.restarted(took)
+
+    def _count_failed_setup(self) -> None:
+        with contextlib.suppress(ServerError):
+            self.queue.setup_failed(self._link)
 
     def _make_shop(self) -> Workshop:
         settings = self.settings
@@ -281,17 +331,19 @@ class Node:
             agreed=self._agreed,
             queue=self.queue,
             uploader=self._uploader,
-            spare_link=SharedLink(self._spare_link),
+            spare_link=self._spare_link,
             guardian=self._guardian,
             rows=self._rows,
+            telling=self._telling,
             outage=self._outage,
             spawner=self._spawner,
             draining=self.draining,
             giving_up=self._giving_up,
             tickets_wait=lambda: len(state.reserved_requests) > len(state.active_requests),
-            is_revoked=self._is_revoked,
+            is_revoked=self._revoked.take,
             on_setup_lines=self._report.lines,
             on_finished=self._finished,
+            on_restarted=self._restarted,
             on_broken=self._fail,
         )
 
@@ -345,12 +397,14 @@ class Node:
     def _start_thread(self, target: Callable[[], None], name: str) -> None:
         threading.Thread(target=self._guarded, args=(target, name), name=name, daemon=True).start()
 
-    def _finished(self, prediction: Prediction) -> None:
+    def _finished(self, finished: Finished) -> None:
         """Count failures in a row; the model may be beyond help."""
+        if self._metrics is not None:
+            self._metrics.finished(finished)
         limit = self.settings.max_failure_count
-        if limit is None:
+        if limit is None or not (finished.answered and finished.ran):
             return
-        self._failures = self._failures + 1 if prediction.status == "failed" else 0
+        self._failures = self._failures + 1 if finished.outcome == "failed" else 0
         if self._failures > limit and not self._stop_wanted.is_set():
             log.error("%d predictions in a row failed (--max-failure-count %d): stopping", self._failures, limit)
             self.exit_code = 1
@@ -376,6 +430,8 @@ class Node:
         self._stop_wanted.wait()
         self.draining.set()
         reporting.set_ready_file(False)
+        if self._presence is not None:
+            self._presence.changed()
         log.info("draining: nothing new is started")
         try:
             if self.slots:
@@ -396,6 +452,8 @@ class Node:
                 slot.abandon()
             for runner in self._runners:
                 runner.kill()  # a setup() may still be going on
+            if self._presence is not None:
+                self._presence.leave(DRAIN_PATIENCE)
             state.should_stop = self.exit_code
             self._wake_hub.set()
             self._stopped.set()
@@ -403,6 +461,11 @@ class Node:
     def _own_link(self, what: str, patience: float = REPLY_TIMEOUT) -> contextlib.closing[Link]:
         name = f"cog-celery-{what}:{self.life}"
         return contextlib.closing(Link(self.settings.redis_url, name, self._outage, patience=patience))
+
+
+def model_name(settings: Settings) -> str:
+    """What people call the model: --model-id, or its folder's name."""
+    return settings.model_id or Path(os.path.abspath(settings.model_dir or ".")).name
 
 
 def most_at_once(model_dir: str, env: Mapping[str, str]) -> int:

@@ -6,17 +6,19 @@ It must not know what the predictor does, nor decide when there is something to 
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cog_celery import inputs
+from cog_celery import inputs, logs
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, GroupMissing, ServerLost, UploadError
 from cog_celery.execution import Execution
+from cog_celery.finished import Period, Upload
 from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, ScriptMissing, SharedLink
-from cog_celery.logs import model_log
 from cog_celery.outputs import PredictionUploads, Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.requests import PredictionRequest
@@ -24,9 +26,12 @@ from cog_celery.runner import FieldError
 from cog_celery.runtime.cog._runner.rendering import render_queue
 from cog_celery.snapshots import Dialect
 from cog_celery.stream import Delivery, Published, Queue
+from cog_celery.telemetry import NO_TRACE, Trace
 
 LARGEST = (512 << 20) - 1024
 """Bytes. Redis takes no longer value."""
+
+log = logging.getLogger(__name__)
 
 
 class SlotOutlet:
@@ -48,9 +53,17 @@ class SlotOutlet:
         max_input_bytes: int,
         record: str = "",
         scratch: str | None = None,
+        trace: Trace = NO_TRACE,
     ) -> None:
         self.dialect = dialect
         self.execution: Execution | None = None
+        self.fetching: Period | None = None
+        """When files were fetched, if there were any; seconds since 1970."""
+        self.uploads: list[Upload] = []
+        """Those that are over."""
+        self.bytes_in = self.bytes_out = 0
+        """Of files."""
+        self._trace = trace
         self._queue = queue
         self._link = link
         self._owner = owner
@@ -65,6 +78,7 @@ class SlotOutlet:
         self._scratch = scratch
         self._folder: TemporaryDirectory[str] | None = None
         self._uploads: PredictionUploads | None = None
+        self._about = logs.subject.about
 
     def refused(self, errors: Sequence[FieldError]) -> str:
         return render_queue([{"field": e.field, "kind": e.kind, "limit": e.limit, "value": e.value} for e in errors])
@@ -100,16 +114,25 @@ class SlotOutlet:
         return len(snapshot)
 
     def lines(self, lines: list[str]) -> list[str]:
-        shown = [line for line in map(self.dialect.line, lines) if line is not None]
-        if model_log.isEnabledFor(logging.INFO):
-            model_log.info("%s", "\n".join(f"[{self._id}] {line}" for line in lines))
-        return shown
+        logs.model_lines(lines)
+        return [line for line in map(self.dialect.line, lines) if line is not None]
 
     def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
         # In the runner's temporary folder, which is removed even when this process is killed.
         self._folder = TemporaryDirectory(prefix="cog-celery-", dir=self._scratch, ignore_cleanup_errors=True)
         folder = Path(self._folder.name)
-        return inputs.fetch(urls, folder, self._uploader.client, max_bytes=self._max_input_bytes, cancel=cancel)
+        began = time.time()
+        try:
+            paths = inputs.fetch(urls, folder, self._uploader.client, max_bytes=self._max_input_bytes, cancel=cancel)
+        finally:
+            self.fetching = (began, time.time())
+        self.bytes_in = sum(path.stat().st_size for path in paths)
+        log.info(
+            *("prediction %s: %d input files are here, %d bytes, after %.3f s", self._id, len(paths), self.bytes_in),
+            time.time() - began,
+            extra={"event": "fetched"},
+        )
+        return paths
 
     def upload(self, path: str, cancel: Cancel) -> Future[str]:
         if self._uploads is None:
@@ -119,7 +142,29 @@ class SlotOutlet:
                 refused: Future[str] = Future()
                 refused.set_exception(error)
                 return refused
-        return self._uploads.start(path)
+        began = time.time()
+        size = _size(path)
+        url: Future[str] = Future()
+        self._uploads.start(path).add_done_callback(lambda sent: self._uploaded(sent, url, began, size))
+        return url
+
+    def _uploaded(self, sent: Future[str], url: Future[str], began: float, size: int) -> None:
+        """In the thread of the upload; whoever waits for `url` finds it counted."""
+        error = sent.exception()
+        stored = error is None
+        self.uploads.append(Upload(began, time.time(), size, stored))
+        if stored:
+            self.bytes_out += size
+        with logs.about(self._about):
+            log.info(
+                *("prediction %s: a file of %d bytes %s, after %.3f s", self._id, size),
+                *("is out" if stored else "could not be put out", time.time() - began),
+                extra={"event": "uploaded" if stored else "not uploaded"},
+            )
+        if error is None:
+            url.set_result(sent.result())
+        else:
+            url.set_exception(error)
 
     @property
     def all_open(self) -> bool:
@@ -127,9 +172,8 @@ class SlotOutlet:
 
     def _begin_uploads(self, cancel: Cancel) -> PredictionUploads:
         request = self._request
-        headers = {name: value for name in ("traceparent", "tracestate") if (value := getattr(request, name))}
         return self._uploader.for_prediction(
-            *(self._id, request.output_upload_urls, headers, cancel),
+            *(self._id, request.output_upload_urls, self._trace.headers(), cancel),
             attempt=self._delivery.attempt,
             scratch=self._scratch,
             confirm=lambda: self._confirm(cancel),
@@ -176,6 +220,13 @@ class SlotOutlet:
     def _stop(self, reason: Published | str, error: str = "") -> None:
         assert self.execution is not None
         self.execution.stop(reason, error)  # type: ignore[arg-type]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # whoever opens it says what is wrong with it
 
 
 def too_large(snapshot: bytes) -> str:

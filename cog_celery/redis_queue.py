@@ -80,14 +80,14 @@ def _settings(told: dict[str, str], env: dict[str, str]) -> Settings:
 
 def main() -> int:
     """Run bridge and worker until told to stop; returns the exit status."""
-    from cog_celery import cli, supervisor
+    from cog_celery import cli, logs, supervisor
 
     def ready(settings: Settings, inputs: supervisor.Inputs) -> None:
         print(f"Waiting for message on {settings.queue}", file=sys.stderr, flush=True)
 
     try:
         settings = parse(sys.argv[1:], dict(os.environ))
-        cli.set_up_logging(settings.log_level)
+        logs.set_up(settings.log_level, settings.log_format)
         return supervisor.run(settings, embedded=False, ready=ready, stopped_early=1)
     except UsageError as error:
         return cli.complain(str(error), cli.WRONG_USE)

@@ -24,7 +24,7 @@ def refuse(
     link: Link, queue: Queue, delivery: Delivery, owner: str, refusal: Refusal, name: DialectName, ttl: int
 ) -> None:
     """Say to the producer, if it can be told, what is wrong, and put the message among the dead letters."""
-    log.warning("entry %s of %s was refused: %s", delivery.entry, queue.name, refusal)
+    log.warning("entry %s of %s was refused: %s", delivery.entry, queue.name, refusal, extra={"event": "refused"})
     prediction = Prediction()
     prediction.fail(time.time(), str(refusal), "input")
     # A message that is no request cannot be echoed.

@@ -1,30 +1,31 @@
 """Celery's remote control of a worker: the commands that are heeded. They look, cancel predictions, and drain.
 
-It must not know how commands arrive. All others are refused: they would change the pool, its queues or its limits,
-which are the slots' and not Celery's.
+It must not know how commands arrive. Tasks are predictions here, as in Flower's rows, and turns are none. All other
+commands are refused: they would change the pool, its queues or its limits, which are the slots' and not Celery's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from celery.worker.control import Panel
 
 from cog_celery.admission import Refusals
+from cog_celery.presence import About
 from cog_celery.settings import masked_url
 
 LOOKS: Mapping[str, tuple[str, ...]] = {
     "ping": (),
     "conf": ("with_defaults",),
     "clock": (),
-    "active": ("safe",),
     "reserved": (),
     "scheduled": (),
     "revoked": (),
     "registered": (),
     "active_queues": (),
-    "query_task": ("ids",),
     "heartbeat": (),
     "enable_events": (),
     "disable_events": (),
@@ -46,6 +47,15 @@ class Controlled(Protocol):
         """Drain."""
         ...
 
+    def about(self) -> About:
+        """What it is, and what its slots do."""
+        ...
+
+    @property
+    def begun(self) -> int:
+        """Predictions so far."""
+        ...
+
     @property
     def refused(self) -> Refusals:
         """What was not let in."""
@@ -61,6 +71,8 @@ class Commands(dict[str, Command]):
         self["revoke"] = self["terminate"] = self._revoke
         self["shutdown"] = self._shutdown
         self["stats"] = self._stats
+        self["active"] = self._active
+        self["query_task"] = self._query_task
 
     def __missing__(self, name: str) -> Command:
         self._node.refused.add("it is a remote command that is not heeded")
@@ -69,7 +81,15 @@ class Commands(dict[str, Command]):
     def _stats(self, state: Any, /, **options: Any) -> Any:
         """Celery's own, and what was refused, by reason."""
         stats = _look(Panel.data["stats"], ())(state)
-        return {**stats, "refused": dict(self._node.refused.counts)}
+        total = {self._node.about().model: self._node.begun}
+        return {**stats, "total": total, "refused": dict(self._node.refused.counts)}
+
+    def _active(self, state: Any, /, **options: Any) -> list[dict[str, Any]]:
+        return list(running(self._node.about()))
+
+    def _query_task(self, state: Any, /, ids: Any = (), **options: Any) -> dict[str, Any]:
+        wanted = [ids] if isinstance(ids, str) else ids if isinstance(ids, list) else []
+        return {one["id"]: ["active", one] for one in running(self._node.about()) if one["id"] in wanted}
 
     def _revoke(self, state: Any, /, task_id: Any = (), **options: Any) -> dict[str, str]:
         """Cancel predictions by their ids: those that run here now, the others when they come here."""
@@ -82,6 +102,23 @@ class Commands(dict[str, Command]):
         """As SIGTERM: what runs ends first."""
         self._node.stop_soon()
         return {"ok": "draining"}
+
+
+def running(about: About) -> Iterator[dict[str, Any]]:
+    """The predictions in a worker's slots, in the form of Celery's tasks."""
+    now = time.time()
+    for index, slot in enumerate(about.slots):
+        for one in slot.running:
+            where = {"slot": index, "attempt": one.attempt} | ({} if slot.gpu is None else {"gpu": slot.gpu})
+            yield {
+                "id": one.id,
+                "name": about.model,
+                "args": [],
+                "kwargs": where,
+                "time_start": now - one.seconds,
+                "acknowledged": True,
+                "worker_pid": os.getpid(),
+            }
 
 
 def _look(command: Command, names: tuple[str, ...]) -> Command:

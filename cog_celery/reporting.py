@@ -18,6 +18,7 @@ from cog_celery.cancel import Cancel
 from cog_celery.errors import CogCeleryError, ServerError
 from cog_celery.http_client import Client
 from cog_celery.link import Link
+from cog_celery.logs import model_lines
 from cog_celery.settings import Settings
 from cog_celery.snapshots import timestamp
 from cog_celery.urls import AddressPolicy, parse, redact
@@ -47,8 +48,7 @@ class SetupReport:
         """Lines that came during setup()."""
         with self._lock:
             self._lines.extend(lines)
-            for line in lines:
-                log.info("setup: %s", line)
+            model_lines(lines, "setup")
             queue = self._settings.log_queue
             if not queue or not lines:
                 return

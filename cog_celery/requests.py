@@ -31,6 +31,7 @@ CELERYS: Final = ("_kombu.", "celery-task-meta-", "celeryev.", "celeryev/", "cel
 CELERYS_OWN: Final = ("celery", "celeryev", "unacked", "unacked_index", "unacked_mutex")
 """How the keys begin that another Celery keeps on the same server: without a prefix, unless it is told to give one."""
 
+_SAFE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=-]{0,127}")
 _TRACE: Final = re.compile(r"[\x20-\x7e]{1,512}")
 
 
@@ -177,6 +178,14 @@ def expired(request: PredictionRequest, entry: str, now: float, max_age: float |
                 f"Prediction expired: it waited {age:.1f} s in the queue, longer than max_age, which is {max_age:g} s."
             )
     return None
+
+
+def prediction_id(request: PredictionRequest, entry: str) -> str:
+    """The producer's id, when it is safe as one, else the entry's."""
+    id = request.id
+    if isinstance(id, int):
+        id = str(id)
+    return id if id is not None and _SAFE_ID.fullmatch(id) else entry
 
 
 def fields(value: bytes) -> Mapping[str, msgspec.Raw]:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from tempfile import TemporaryDirectory
 
+from cog_celery import logs, telemetry
 from cog_celery.errors import RunnerDied, RunnerProtocolError, SetupError
-from cog_celery.logs import model_log
 from cog_celery.runner import Health, Lines, Ready, Runner, RunnerCommand
 from cog_celery.sharing import Seat, SharedRunner
 from cog_celery.workshop import Workshop
@@ -69,6 +69,12 @@ class RespawningRunner:
 
     def set_up(self) -> Ready:
         """Start a runner and wait for setup(); what the runner says of it. Raises SetupError, OSError."""
+        with telemetry.runner_start() as start:
+            ready = self._set_up()
+            start.ready(ready.setup_time)
+        return ready
+
+    def _set_up(self) -> Ready:
         shop = self._shop
         self._clear(self._last_scratch)
         self._last_scratch, self._scratch = self._scratch, None
@@ -100,8 +106,7 @@ class RespawningRunner:
         if self.ended(index):
             return False
         try:
-            for line in self._seats[index].between():
-                model_log.info("between predictions: %s", line)
+            logs.model_lines(self._seats[index].between(), "between predictions")
             return True
         except RunnerDied as death:
             log.warning("%s ended between predictions (exitcode %d)", self._name, death.exitcode)
@@ -156,7 +161,7 @@ class RespawningRunner:
             while answer is None and time.monotonic() < until:
                 for message in runner.wait(until - time.monotonic()):
                     if isinstance(message, Lines):
-                        model_log.info("in healthcheck(): %s", "\n".join(message.lines))
+                        logs.model_lines(message.lines, "healthcheck")
                     elif isinstance(message, Health):
                         answer = message
         return answer or Health(False, f"the runner has not answered within {HEALTH_PATIENCE:g} s")

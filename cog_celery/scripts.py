@@ -42,6 +42,11 @@ end
 local function count(what)
   redis.pcall('HINCRBY', 'cog-celery:' .. stream .. ':counts', what, 1)
 end
+-- What happened lately, for people who look: about the last thousand steps.
+local function note(what, entry, owner, attempt, about)
+  local fields = {'what', what, 'entry', entry, 'owner', owner, 'attempt', attempt, 'about', about}
+  redis.pcall('XADD', 'cog-celery:' .. stream .. ':recent', 'MAXLEN', '~', 1000, '*', unpack(fields))
+end
 -- A response replaces a response, never a list, a stream or whatever else somebody keeps under that name.
 local function writable(key)
   local kind = redis.call('TYPE', key)['ok']
@@ -141,7 +146,8 @@ return 1
 """)
 
 # KEYS stream, settled[, response]. ARGV entry, owner, attempt, terminal snapshot, ttl in ms or 0, snapshot to be seen
-# before it or '', duration or '', take the next one: 0 or 1, record of its id or '', how long that is kept in ms or 0.
+# before it or '', duration or '', take the next one: 0 or 1, record of its id or '', how long that is kept in ms or 0,
+# what came of it, as it is to be noted.
 # `settled` keeps what its owner committed last, so that a commit whose reply was lost can be told from one that came
 # too late. -> done[, entry, attempt, value] | settled[, entry, attempt, value] | stale | refused: the response key is
 # not for responses
@@ -181,6 +187,7 @@ redis.call('XDEL', stream, ARGV[1])
 -- Behind the point of no return nothing may be raised: a key of another type costs the statistics, not the answer.
 count('done')
 if ARGV[7] ~= '' then redis.pcall('XADD', stream .. '-run-time', 'MAXLEN', 100, '*', 'duration', ARGV[7]) end
+note('ended', ARGV[1], ARGV[2], ARGV[3], ARGV[11])
 if ARGV[8] == '1' then
   local e = read(ARGV[2])
   if e then return {'done', e[1], e[2], e[3]} end
@@ -190,8 +197,9 @@ return {'done'}
 
 # KEYS stream, dead letters (the stream again: none is kept), [response]. ARGV entry, owner, attempt, terminal snapshot
 # or '', ttl, reason, longest list of dead letters, record of its id or '', runs that it had, who had it last, bytes of
-# a field that are kept or 0 for all. The entry leaves the stream for the dead letters, where it stays as it was, with
-# the reason beside it. -> 1 | 0: not the owner | an error's text: it was ended, but not all could be written
+# a field that are kept or 0 for all, what is to be noted of it. The entry leaves the stream for the dead letters, where
+# it stays as it was, with the reason beside it. -> 1 | 0: not the owner | an error's text: it was ended, but not all
+# could be written
 BURY = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 local fault
@@ -230,6 +238,7 @@ end
 redis.call('XACK', stream, group, ARGV[1])
 redis.call('XDEL', stream, ARGV[1])
 count('dead')
+note('buried', ARGV[1], ARGV[10], ARGV[9], ARGV[12])
 return fault or 1
 """)
 
@@ -262,6 +271,7 @@ else
   redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 'entry', ARGV[1])
   if KEYS[3] then redis.call('SET', KEYS[3], '', 'EX', 86400) end
   count('released')
+  note('released', ARGV[1], ARGV[2], ARGV[3], '')
 end
 return 1
 """)
@@ -278,8 +288,10 @@ end
 count('reclaimed')
 if ARGV[6] == '1' then
   redis.call('XCLAIM', stream, group, ARGV[5], 0, ARGV[1], 'RETRYCOUNT', p[4] + 1, 'JUSTID')
+  note('reclaimed', ARGV[1], ARGV[2], p[4] + 1, '')
   return p[4] + 1
 end
+note('reclaimed', ARGV[1], ARGV[2], p[4], '')
 redis.call('XCLAIM', stream, group, ARGV[5], 0, ARGV[1], 'JUSTID')
 return p[4]
 """)
@@ -318,6 +330,7 @@ if not ended then redis.call('HSET', KEYS[2], 'to:' .. KEYS[3], '') end
 redis.call('XACK', stream, group, ARGV[1])
 redis.call('XDEL', stream, ARGV[1])
 count('followed')
+note('followed', ARGV[1], ARGV[2], ARGV[3], first)
 return 'follows'
 """)
 
@@ -369,6 +382,60 @@ end
 return known
 """)
 
+# KEYS stream, processes. ARGV life, what it says of itself. With the server's time, since clocks differ. Whoever is new
+# sweeps out those that were not heard of for an hour. -> 1 if it is new
+DESCRIBE = Script("""
+local t = redis.call('TIME')
+local now = string.format('%d%03d', t[1], math.floor(t[2] / 1000))
+local new = redis.pcall('HSET', KEYS[2], ARGV[1], now .. ' ' .. ARGV[2])
+if new ~= 1 then return 0 end
+local all = redis.call('HGETALL', KEYS[2])
+for i = 1, #all, 2 do
+  if (tonumber(string.match(all[i + 1], '^%d+')) or 0) < tonumber(now) - 3600000 then
+    redis.call('HDEL', KEYS[2], all[i])
+  end
+end
+return 1
+""")
+
+# KEYS stream. Only the id goes over the wire: a request may have megabytes. -> the oldest entry that nobody has taken
+OLDEST = Script("""
+local groups = redis.pcall('XINFO', 'GROUPS', stream)
+if groups.err then return false end
+for _, g in ipairs(groups) do
+  local last, name
+  for i = 1, #g, 2 do
+    if g[i] == 'name' then name = g[i + 1] elseif g[i] == 'last-delivered-id' then last = g[i + 1] end
+  end
+  if name == group then
+    local e = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
+    return e and e[1]
+  end
+end
+return false
+""")
+
+# KEYS stream, the stream that is searched. ARGV pattern, where to begin, entries and bytes after which to pause, so
+# that nobody has to wait for long, the entry whose dead letter is looked for, or ''. -> where to go on or '', how many
+# were looked at, those whose value has the pattern, and that letter: ids, and which of those looked at they were
+FIND = Script("""
+local from, looked, bytes, found = ARGV[2], 0, 0, {}
+while looked < tonumber(ARGV[3]) and bytes < tonumber(ARGV[4]) do
+  local e = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', 1)[1]
+  if not e then return {'', looked, found} end
+  looked = looked + 1
+  from = '(' .. e[1]
+  local v = value_of(e[2])
+  if v then
+    bytes = bytes + #v
+  end
+  if (v and string.find(v, ARGV[1])) or (e[2][3] == 'entry' and e[2][4] == ARGV[5]) then
+    found[#found + 1] = {e[1], looked}
+  end
+end
+return {from, looked, found}
+""")
+
 SCRIPTS = (
     TAKE,
     CLAIM,
@@ -384,4 +451,5 @@ SCRIPTS = (
     FORGET,
     ANNOUNCE,
     RETRY,
+    DESCRIBE,
 )

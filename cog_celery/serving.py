@@ -6,7 +6,6 @@ It must not know how a slot comes by it, nor about credits and turns.
 from __future__ import annotations
 
 import logging
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -14,25 +13,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from cog_celery import failpoints
+from cog_celery import failpoints, logs, telemetry
 from cog_celery.errors import ServerError
 from cog_celery.execution import Execution
+from cog_celery.finished import Finished, Outcome, Period, time_in_queue
 from cog_celery.holding import Behind, Current
 from cog_celery.link import Link, insist
 from cog_celery.outlet import LARGEST, SlotOutlet, too_large
 from cog_celery.prediction import Prediction
+from cog_celery.presence import noted
 from cog_celery.refusing import refuse
-from cog_celery.requests import PredictionRequest, Refusal, expired, parse
+from cog_celery.requests import PredictionRequest, Refusal, expired, parse, prediction_id
 from cog_celery.respawning import RespawningRunner
 from cog_celery.sharing import Seat
 from cog_celery.snapshots import dialect
 from cog_celery.stream import Delivery, Queue
+from cog_celery.telemetry import NO_REQUEST
 from cog_celery.wake import Wake
 from cog_celery.workshop import Workshop
 
 T = TypeVar("T")
 
-SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=-]{0,127}")
 LAST_LINES = 5
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class _Work:
     outlet: SlotOutlet
     record: str
     began: float
+    received: float
+    """The same point in time, by the clock of the stream and the traces: seconds since 1970."""
 
 
 class Serving:
@@ -73,8 +76,16 @@ class Serving:
 
         What is left to do when the predictor is done, uploads, may be left to `behind`.
         """
+        current.queue, current.slot = self._shop.queue.name, self._index
+        logs.subject.about = current.about
+        try:
+            return self._answer(current, ends, answered_it)
+        finally:
+            logs.subject.about = logs.nothing
+
+    def _answer(self, current: Current, ends: float, answered_it: Callable[[], None]) -> Delivery | None:
         shop, delivery, desk = self._shop, current.delivery, current.desk
-        began = time.monotonic()
+        began, received = time.monotonic(), time.time()
         try:
             request = parse(
                 delivery.value, shop.queue.name, shop.settings.max_request_bytes, shop.settings.response_prefix
@@ -83,18 +94,19 @@ class Serving:
             refusal, ttl = error, shop.settings.response_ttl_ms
             self._insist(lambda: refuse(desk.link, shop.queue, delivery, desk.owner, refusal, shop.agreed.dialect, ttl))
             failpoints.reach("slot.refused")
+            self._refused(current, received)
             return None
         record = ""
         if shop.agreed.idempotent_ids and request.id is not None:
             record = shop.queue.record(request.id)
             if not self._enroll(current, request, record):
                 return None
-        id = prediction_id(request, delivery)
+        id = prediction_id(request, delivery.entry)
         current.id, current.cancel_key = id, request.cancel_key
+        trace = current.trace = telemetry.delivery(request)
         if request.webhook is not None:
             log.warning("prediction %s names a webhook: webhooks are not sent yet, its response_queue is served", id)
-        shop.rows.add("task-received", id, name="predict", args="()", kwargs=self._about())
-        shop.rows.add("task-started", id)
+        shop.rows.begin(id, queue=shop.queue.name, slot=self._index, gpu=self._gpu, attempt=delivery.attempt)
         prediction = Prediction(shop.settings.max_log_bytes)
         outlet = SlotOutlet(
             *(shop.queue, desk.link, desk.owner, delivery, request, prediction),
@@ -105,8 +117,9 @@ class Serving:
             max_input_bytes=shop.settings.max_input_bytes,
             scratch=self._runner.scratch,
             record=record,
+            trace=trace,
         )
-        work = _Work(current, request, prediction, outlet, record, began)
+        work = _Work(current, request, prediction, outlet, record, began, received)
         late = self._late(request, current)
         if late is not None:
             log.warning("prediction %s is not run: %s", id, late)
@@ -152,20 +165,77 @@ class Serving:
         """Answer what was predicted, or give it back; the next entry, if it was taken in the same step."""
         current, prediction = work.current, work.prediction
         execution = current.execution
-        answered, next = False, None
+        outcome: Outcome = "released"
+        committing, size, next = None, 0, None
         if execution is not None and execution.reason == "refused":
             self._bury(current, work.request, work.record)
+            outcome = "refused"
         elif prediction.terminal:
-            answered, next = self._commit(work, execution is not None and execution.unshown, ends)
+            began = time.time()
+            outcome, size, next = self._commit(work, execution is not None and execution.unshown, ends)
+            committing = (began, time.time())
             failpoints.reach("slot.committed")
         else:
             why = (execution and execution.reason) or "its runner is gone"
-            log.warning("prediction %s was given up: %s", current.id, why)
-            self.release(current)
-        self._row(current.id, prediction if answered else None, time.monotonic() - work.began)
-        if answered and execution is not None:
-            self._shop.on_finished(prediction)
+            self.release(current, why)
+        finished = self._finished(work, outcome, committing, size)
+        self._tell(current, finished)
         return next
+
+    def _finished(self, work: _Work, outcome: Outcome, committing: Period | None, size: int) -> Finished:
+        current, prediction, outlet = work.current, work.prediction, work.outlet
+        execution = current.execution
+        # What failed with a file quotes its URL, and a model whatever it likes.
+        quotes = prediction.fault != "platform" or (execution is not None and execution.reason == "failed")
+        return Finished(
+            queue=self._shop.queue.name,
+            slot=self._index,
+            id=current.id,
+            entry=current.delivery.entry,
+            attempt=current.delivery.attempt,
+            outcome=outcome,
+            fault=prediction.fault,
+            reason=None if quotes else prediction.error,
+            ran=execution is not None,
+            received=work.received,
+            ended=time.time(),
+            fetching=outlet.fetching,
+            predicting=None if execution is None else execution.predicting,
+            predict_time=prediction.predict_time,
+            first_output=None if execution is None else execution.first_output,
+            last_output=None if execution is None else execution.last_output,
+            uploads=outlet.uploads,
+            committing=committing,
+            bytes_in=len(current.delivery.value or b"") + outlet.bytes_in,
+            bytes_out=size + outlet.bytes_out,
+            metrics=prediction.metrics,
+        )
+
+    def _refused(self, current: Current, received: float) -> None:
+        """A message that cannot be served has been answered, as far as possible."""
+        delivery = current.delivery
+        finished = Finished(
+            queue=self._shop.queue.name,
+            slot=self._index,
+            id=current.id,
+            entry=delivery.entry,
+            attempt=delivery.attempt,
+            outcome="refused",
+            fault="input",
+            received=received,
+            ended=time.time(),
+            bytes_in=len(delivery.value or b""),
+        )
+        current.trace = telemetry.delivery(NO_REQUEST)
+        self._tell(current, finished)
+
+    def _tell(self, current: Current, finished: Finished) -> None:
+        """The one place where all is known of a delivery that is over."""
+        current.trace.end(finished)
+        if finished.answered:  # others have had a line of their own
+            self._shop.telling.add(finished, current.about)
+        self._shop.rows.end(finished)
+        self._shop.on_finished(finished)
 
     def _enroll(self, current: Current, request: PredictionRequest, record: str) -> bool:
         """Whether this request is to be run; else another one with its id is, or was, and the entry ended here."""
@@ -213,7 +283,7 @@ class Serving:
                 wake=self._wake,
             )
             outlet.execution = current.execution = execution
-            if self._shop.is_revoked(current.id) or self._shop.is_revoked(current.delivery.entry):
+            if self._shop.is_revoked(current.id, current.delivery.entry):
                 execution.stop("canceled")
             # The cancel key may be there already: then predict() is not entered.
             hold = request.cancel_key is not None or execution.reason is not None
@@ -222,8 +292,10 @@ class Serving:
                 break
         return execution
 
-    def _commit(self, work: _Work, unshown: bool, ends: float) -> tuple[bool, Delivery | None]:
-        """Write the terminal snapshot: whether it was written, and the next entry, if it was taken in the same step."""
+    def _commit(self, work: _Work, unshown: bool, ends: float) -> tuple[Outcome, int, Delivery | None]:
+        """Write the terminal snapshot: what became of it, its bytes, and the next entry, if it was taken in the same
+        step.
+        """
         shop = self._shop
         current, prediction, dialect = work.current, work.prediction, work.outlet.dialect
         snapshot = dialect.render(prediction)
@@ -234,6 +306,14 @@ class Serving:
         take = (
             now < ends and not shop.draining.is_set() and not self._runner.ended(self._seat) and not self._runner.sick
         )
+        ran = now - work.began
+        about = noted(
+            *(current.id, prediction.status, prediction.fault),
+            waited=time_in_queue(current.delivery.entry, time.time() - ran),
+            ran=ran,
+            predicted=prediction.predict_time,
+            response=work.request.response_queue,
+        )
         verdict, next = self._insist(
             lambda: shop.queue.commit(
                 current.desk.link,
@@ -243,17 +323,22 @@ class Serving:
                 snapshot,
                 ttl=shop.settings.response_ttl_ms,
                 before=before,
-                duration=now - work.began,
+                duration=ran,
                 take=take,
                 record=work.record,
                 record_ttl=self._kept(prediction) if work.record else 0.0,
+                about=about,
             )
         )
         if verdict == "refused":
             self._bury(current, work.request, work.record)
         elif verdict == "stale":
-            log.warning("the answer to %s came too late: another attempt owns it", current.delivery.entry)
-        return verdict in ("done", "settled"), next
+            log.warning("the answer to %s came too late: another attempt owns it", current.id, extra={"event": "stale"})
+            return "stale", 0, next
+        if verdict == "refused":
+            return "refused", 0, next
+        assert prediction.status != "starting" and prediction.status != "processing"
+        return prediction.status, len(snapshot), next
 
     def _kept(self, prediction: Prediction) -> float:
         """Seconds for which an id is remembered with this answer; 0 for one that was not the model's."""
@@ -274,30 +359,18 @@ class Serving:
         unread.fail(time.time(), reason, "input")
         snapshot = dialect(self._shop.agreed.dialect, None).render(unread)  # for others with the same id
         bury = partial(self._shop.queue.bury, desk.link, delivery, desk.owner, None, snapshot, reason)
-        self._insist(partial(bury, record=record, ran=True))
+        about = noted(current.id, "failed", "input", response=request.response_queue)
+        self._insist(partial(bury, record=record, ran=True, about=about))
 
     def _tell_death(self, id: str, exitcode: int, prediction: Prediction) -> None:
         how = signal.Signals(-exitcode).name if -exitcode in signal.valid_signals() else f"exitcode {exitcode}"
         last = "; ".join(prediction.logs[-LAST_LINES:]) or "nothing"
         log.warning("the runner of slot %d ended (%s) in prediction %s; it last said: %s", self._index, how, id, last)
 
-    def _row(self, id: str, prediction: Prediction | None, runtime: float) -> None:
-        """End the prediction's row; None: this attempt did not answer it."""
-        rows = self._shop.rows
-        if prediction is None or prediction.status == "canceled":
-            rows.add("task-revoked", id, terminated=True, signum=None, expired=False)
-        elif prediction.status == "succeeded":
-            rows.add("task-succeeded", id, result="succeeded", runtime=runtime)
-        else:
-            what = {"model": "ModelError", "platform": "PlatformError", "input": "InvalidInput"}
-            rows.add("task-failed", id, exception=what[prediction.fault or "platform"], traceback="")
-
-    def _about(self) -> str:
-        gpu = "" if self._gpu is None else f", gpu={self._gpu}"
-        return f"queue={self._shop.queue.name}, slot={self._index}{gpu}"
-
-    def release(self, current: Current) -> None:
+    def release(self, current: Current, why: str = "shutdown") -> None:
         """Give an entry back, if it is still ours."""
+        with logs.about(current.about):
+            log.warning("prediction %s was given up: %s", current.id, why, extra={"event": "released"})
         release = partial(self._shop.queue.release, current.desk.link, *current.held)
         self._insist(partial(release, self._shop.agreed.lease, ran=current.execution is not None))
         failpoints.reach("slot.released")
@@ -307,6 +380,7 @@ class Serving:
         return self._runner.respawn(self._seat, self._count_setup)
 
     def _count_setup(self, took: float) -> None:
+        self._shop.on_restarted(took)
         with self._shop.spare_link.lent() as link:
             count_setup(self._shop.queue, link, took)
 
@@ -320,11 +394,3 @@ def count_setup(queue: Queue, link: Link, took: float) -> None:
         queue.setup_took(link, took)
     except ServerError as error:
         log.warning("a setup was not counted: %s", error)
-
-
-def prediction_id(request: PredictionRequest, delivery: Delivery) -> str:
-    """The producer's id, when it is safe as one, else the entry's."""
-    id = request.id
-    if isinstance(id, int):
-        id = str(id)
-    return id if id is not None and SAFE_ID.fullmatch(id) else delivery.entry

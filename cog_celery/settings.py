@@ -34,6 +34,7 @@ KEY_FIELDS: Final = ("queue", "id", "entry", "name")
 LONGEST_SIGNATURE: Final = 7 * 86_400
 """Seconds. S3 refuses a presigned URL with a longer life."""
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("auto", "text", "json")
 
 MAX_NAME_BYTES: Final = 200
 KEY_PREFIX: Final = "cog-celery:"
@@ -111,8 +112,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_output_files: int = 10_000
 
     heartbeat_file: str | None = None
+    metrics_port: int | None = None
     remote_control: bool = True
     log_level: str = "info"
+    log_format: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.broker_url:
@@ -584,6 +587,12 @@ def _count(least: int) -> Kind:
     return Kind("N", parse)
 
 
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+        raise ValueError("a port is a number from 1 to 65535")
+    return int(text)
+
+
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -619,14 +628,14 @@ _RUN, _BRIDGE, _WORKER = ("run",), ("bridge",), ("worker",)
 _FLEET = _RUN + _BRIDGE + _WORKER
 _MODEL = _RUN + _WORKER
 _LOCAL = (*_MODEL, "predict")
-_CLIENTS = ("send", "cancel", "check", "dead")
+_CLIENTS = ("send", "cancel", "check", "dead", "status")
 
 OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "queues",
         _QUEUES,
         "The stream that requests are added to; a bridge serves several.",
-        (*_FLEET, "send", "cancel", "dead", "health"),
+        (*_FLEET, "send", "cancel", "dead", "health", "status"),
         flag="--queue",
         variables=(PREFIX + "QUEUE",),
         default="`run`: the name of the model's folder",
@@ -877,12 +886,26 @@ OPTIONS: Final[tuple[Option, ...]] = (
         (*_FLEET, "health"),
         default="one in the temporary folder",
     ),
+    Option(
+        "metrics_port",
+        Kind("PORT", _port),
+        "The port on which Prometheus finds this process, one for each process of a host; `run` gives it to its "
+        "bridge, and the next one to its worker.",
+        _FLEET,
+        default="none",
+    ),
     Option("remote_control", _SWITCH, "Celery's remote control: Flower's buttons, `celery inspect`, revoke.", _MODEL),
     Option(
         "log_level",
         _choice(*LOG_LEVELS),
         "What is logged to standard error.",
         (*_FLEET, "predict", "schema", "install", "health", *_CLIENTS),
+    ),
+    Option(
+        "log_format",
+        _choice(*LOG_FORMATS),
+        "The form of its lines; `auto` is text on a terminal, and a JSON object for each line anywhere else.",
+        _FLEET,
     ),
 )
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from cog_celery.errors import RunnerDied, RunnerProtocolError
-from cog_celery.logs import LineSplitter, model_log
+from cog_celery.logs import LineSplitter, model_lines
 from cog_celery.runner import Blocked, Done, Health, Lines, Log, Message, Refused, Runner
 from cog_celery.wake import Attentive, Wake
 
@@ -91,8 +91,7 @@ class SharedRunner:
     def _route(self, message: Message | Lines) -> None:
         match message:
             case Lines():
-                for line in message.lines:
-                    model_log.info("%s", line)
+                model_lines(message.lines, "of no prediction alone")
             case Blocked():
                 seat = self._seated.get(message.id or "")
                 log.warning(

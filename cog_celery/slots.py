@@ -15,6 +15,7 @@ from cog_celery import failpoints
 from cog_celery.errors import GroupMissing, RunnerDied, RunnerProtocolError, ServerError, ServerLost
 from cog_celery.holding import Behind, Current, Desk
 from cog_celery.link import Link, insist
+from cog_celery.presence import SlotState
 from cog_celery.respawning import RespawningRunner
 from cog_celery.serving import Serving
 from cog_celery.stream import Delivery, Ticket
@@ -277,6 +278,15 @@ class Slot:
     def sick(self) -> str | None:
         """Why its model is not well, None when it is."""
         return self._runner.sick
+
+    @property
+    def state(self) -> SlotState:
+        """What it is about, as others see it; in its turn and without an entry, it is idle."""
+        if self.held:
+            return "busy"
+        if self._runner.sick is not None:
+            return "unwell"
+        return "restarting" if self._runner.ended(self._seat) else "idle"
 
     @property
     def first(self) -> bool:

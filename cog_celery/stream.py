@@ -7,6 +7,7 @@ Link.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import secrets
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from cog_celery import scripts
-from cog_celery.errors import Forbidden, GroupMissing, ServerError, SettingsConflict
+from cog_celery.errors import Forbidden, GroupMissing, ServerError, ServerLost, SettingsConflict
 from cog_celery.link import Link
 from cog_celery.requests import OUR_PREFIX
 
@@ -26,6 +27,7 @@ BRIDGE = re.compile(r".*~[0-9a-f]{8}", re.DOTALL)
 SLOT = re.compile(r".*~[0-9a-f]{8}\.\d+b?", re.DOTALL)
 RELEASED = "released"
 
+log = logging.getLogger(__name__)
 
 Published = Literal["shown", "lost", "canceled", "refused"]
 """`lost`: not the owner any more. `canceled`: shown, and the cancel key exists. `refused`: it may not be written."""
@@ -97,6 +99,8 @@ class Queue:
         self.record_prefix = f"{OUR_PREFIX}{name}:id:"
         self.ran_prefix = f"{OUR_PREFIX}{name}:ran:"
         self.released = f"{OUR_PREFIX}{name}:released"
+        self.processes = f"{OUR_PREFIX}{name}:processes"
+        self.recent = f"{OUR_PREFIX}{name}:recent"
         self.counts = f"{OUR_PREFIX}{name}:counts"
         self._released_after = "0-0"
         self.dead = f"{name}-dead"
@@ -339,19 +343,20 @@ class Queue:
         take: bool = False,
         record: str = "",
         record_ttl: float = 1.0,
+        about: bytes = b"",
     ) -> tuple[Literal["done", "settled", "stale", "refused"], Delivery | None]:
         """Write the terminal snapshot, end the delivery and, with `take`, become the owner of the next entry.
 
         `before` is a snapshot that is to be seen just before the terminal one. `settled`: this was done before, by the
         same owner at the same attempt, and the reply was lost. `stale`: it is somebody else's by now. `refused`: the
-        response may not be written. With these two, nothing was.
+        response may not be written. With these two, nothing was. `about`: what is kept of it for those who ask later.
         """
         keys = (self.name, self.settled_prefix + owner) + ((response,) if response is not None else ())
         try:
             answer = link.script(
                 *(scripts.COMMIT, keys, delivery.entry, owner, delivery.attempt, snapshot, ttl, before),
                 "" if duration is None else f"{duration:.6f}",
-                *(int(take), record, round(record_ttl * 1000)),
+                *(int(take), record, round(record_ttl * 1000), about),
             )
         except Forbidden:
             return "refused", None
@@ -370,15 +375,16 @@ class Queue:
         last_owner: str = "",
         ran: bool = False,
         most: int = 0,
+        about: bytes = b"",
     ) -> bool | str:
         """End a delivery for good: a snapshot, if anybody listens, and a copy among the dead letters.
 
         `last_owner`: who had it before `owner`, if that matters more. `ran`: whether this attempt was a run, as those
         before it were. `most`: bytes of a field that the copy keeps, 0 for all. False: not the owner. A text: it was
-        ended, but this is what could not be written, and why.
+        ended, but this is what could not be written, and why. `about`: as of a commit.
         """
         arguments = (delivery.entry, owner, delivery.attempt, snapshot, ttl, reason.encode(errors="replace"))
-        letter = (DEAD_LETTERS, record, delivery.attempt - (not ran), last_owner or owner, most)
+        letter = (DEAD_LETTERS, record, delivery.attempt - (not ran), last_owner or owner, most, about)
         listener = () if response is None else (response,)
         without = [(self.dead, listener, "")]
         if listener:
@@ -424,7 +430,31 @@ class Queue:
         """Add one setup to the statistics."""
         link.call("XADD", self.setup_time, "MAXLEN", 100, "*", "duration", f"{seconds:.6f}")
 
+    def setup_failed(self, link: Link) -> None:
+        """Count a worker that could not be set up."""
+        link.call("HINCRBY", self.counts, "setup_failed", 1)
+
     # -- bridges and slots
+
+    def describe(self, link: Link, life: str, about: bytes) -> None:
+        """Say what this process is and does, for those who look. Raises ServerLost, GroupMissing; what the server
+        refuses beyond that is not worth a process.
+        """
+        try:
+            link.script(scripts.DESCRIBE, (self.name, self.processes), life, about)
+        except (ServerLost, GroupMissing):
+            raise
+        except ServerError as error:
+            log.debug("this process cannot be seen in `cog-celery status`: %s", error)
+
+    def undescribe(self, link: Link, life: str) -> None:
+        """This process ends as it should. Raises as describe() does."""
+        try:
+            link.call("HDEL", self.processes, life)
+        except (ServerLost, GroupMissing):
+            raise
+        except ServerError as error:
+            log.debug("this process stays in `cog-celery status` for an hour: %s", error)
 
     def extend(self, link: Link, held: list[tuple[str, str, int]]) -> list[Literal["held", "lost", "deleted"]]:
         """Begin the lease of (entry, owner, attempt) anew, for each; what became of it."""

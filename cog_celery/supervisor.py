@@ -131,6 +131,8 @@ class Fleet:
         settings, file = self._settings, self._settings.heartbeat_file
         if file is not None:  # one for each
             settings = msgspec.structs.replace(settings, heartbeat_file=f"{file}.{name}")
+        if (port := settings.metrics_port) is not None:
+            settings = msgspec.structs.replace(settings, metrics_port=port + list(self._commands).index(name))
         return settings.child_env(os.environ)
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:

@@ -8,21 +8,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import signal
 import warnings
 from types import FrameType
 from typing import Any
 
-from celery import bootsteps
+from celery import bootsteps, signals
 from celery.apps.worker import Worker as CeleryWorker
 from celery.exceptions import SecurityWarning
 
+from cog_celery import telemetry
 from cog_celery.admission import refuse_compression
 from cog_celery.celery import app, worker_queue
 from cog_celery.errors import ServerLost
 from cog_celery.link import Link
 from cog_celery.node import Node
+from cog_celery.rows import node_name
 from cog_celery.settings import Settings
 from cog_celery.stream import Queue
 
@@ -83,7 +84,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             "without_mingle": True,
             "without_gossip": True,
         }
-        super().__init__(app=app, hostname=f"{_safe(settings.queue)}@{_safe(settings.name)}", **options)
+        super().__init__(app=app, hostname=node_name(settings.queue, settings.name), **options)
 
     def install_platform_tweaks(self, worker: Any) -> None:
         super().install_platform_tweaks(worker)
@@ -107,11 +108,6 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         return done
 
 
-def _safe(name: str) -> str:
-    """A name as part of a Celery node name, which ends at an @ and goes into routing keys."""
-    return re.sub(r"[^\w.-]+", "-", name)
-
-
 class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Slots start when the pool is there, beside the consumer: the worker is online during a setup() of minutes."""
 
@@ -132,3 +128,14 @@ class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 app.steps["worker"].add(SlotsStep)
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _begin_telemetry(**_: Any) -> None:
+    telemetry.start(os.environ)
+
+
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _end_telemetry(**_: Any) -> None:
+    """When the pool has ended, and the spans of its last turns have."""
+    telemetry.stop()

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from cog_celery.finished import Finished
 from cog_celery.guardian import Guardian
 from cog_celery.link import Outage, SharedLink
 from cog_celery.outputs import Uploader
-from cog_celery.prediction import Prediction
 from cog_celery.rows import Rows
 from cog_celery.settings import Settings
 from cog_celery.stream import Queue, QueueSettings
+from cog_celery.telling import Telling
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Workshop:
     """For questions from threads that have no link of their own."""
     guardian: Guardian
     rows: Rows
+    telling: Telling
     outage: Outage
     spawner: Executor
     """One thread that lives as long as the worker: a runner dies with the thread that spawned it."""
@@ -40,7 +42,10 @@ class Workshop:
     """Nothing is waited for any more: the drain's limit is over."""
     tickets_wait: Callable[[], bool]
     """Whether more tickets are here than turns are taken, as after an outage."""
-    is_revoked: Callable[[str], bool]
+    is_revoked: Callable[[str, str], bool]
+    """Whether the prediction of this id and entry was canceled before it came; asked once."""
     on_setup_lines: Callable[[list[str]], None]
-    on_finished: Callable[[Prediction], None]
+    on_finished: Callable[[Finished], None]
+    on_restarted: Callable[[float], None]
+    """A runner that had died was set up again, which took so many seconds."""
     on_broken: Callable[[str], None]

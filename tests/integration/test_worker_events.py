@@ -84,7 +84,9 @@ def test_each_prediction_is_a_row_of_its_own_and_turns_are_not_shown(modes: Flee
         modes.producer.wait(request)
     for request in requests:
         assert rows.wait(request.id, "task-succeeded") == ["task-received", "task-started", "task-succeeded"]
-    assert {event["uuid"] for event in rows.tasks()} == {request.id for request in requests}
+    # The last of the test before may be there, too.
+    sent = {name for request in modes.producer.sent for name in (request.id, request.entry)}
+    assert {event["uuid"] for event in rows.tasks() if event["hostname"].startswith(f"{modes.queue}@")} <= sent
 
 
 @pytest.mark.parametrize("id", ["not/safe id", "", "x" * 500, None])
@@ -145,9 +147,7 @@ def test_no_input_is_in_any_event_nor_in_what_inspect_shows(modes: Fleet, app: C
     rows.wait(request.id, "task-revoked")
     assert shown, "the worker answers while it predicts"
     assert secret not in json.dumps(shown)
-    # The text of an exception is the model's own and may be shown; inputs may not.
-    others = [event for event in rows.tasks() if event["uuid"] != failed.id]
-    assert secret not in json.dumps(others, default=str)
+    assert secret not in json.dumps(rows.tasks(), default=str)
 
 
 @pytest.mark.parametrize("terminate", [False, True])

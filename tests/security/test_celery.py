@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import pickle
 import re
 import time
@@ -22,6 +23,7 @@ from kombu.serialization import loads
 
 from cog_celery.admission import LARGEST, Refusals, Refused, admit
 from cog_celery.celery import TURN
+from cog_celery.presence import About, Running, SlotSeen
 from cog_celery.remote import Commands
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
@@ -145,6 +147,13 @@ class Node:
         self.canceled: list[str] = []
         self.stopping = False
         self.refused = Refusals()
+        self.begun = 3
+
+    def about(self) -> About:
+        running = (Running("a", "1-1", 2, 30.0), Running("b", "1-2", 1, 60.0, uploading=True))
+        return About(
+            role="worker", name="w", version="1", model="hello", slots=(SlotSeen(), SlotSeen("busy", "7", running))
+        )
 
     def cancel(self, id: str) -> bool:
         self.canceled.append(id)
@@ -179,11 +188,32 @@ def test_revoke_takes_ids_and_nothing_else(name: str, ids: Any, canceled: list[s
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("query_task", {"ids": [[]]}), ("query_task", {}), ("conf", {"state": 1}), ("active", {"self": 2, "safe": {}})],
+    ("name", "arguments"), [("conf", {"state": 1}), ("reserved", {"self": 2}), ("registered", {"taskinfoitems": {}})]
 )
-def test_a_look_with_arguments_that_make_no_sense_is_answered(name: str, arguments: dict[str, Any]) -> None:
+def test_a_look_that_fails_is_answered(name: str, arguments: dict[str, Any]) -> None:
     assert "error" in Commands(Node())[name](None, **arguments)
+
+
+def test_tasks_are_the_predictions_in_the_slots() -> None:
+    commands = Commands(Node())
+    first, second = commands["active"](None, self=2, safe={})
+    assert time.time() - first.pop("time_start") == pytest.approx(30, abs=1)
+    assert first == {
+        "id": "a",
+        "name": "hello",
+        "args": [],
+        "kwargs": {"slot": 1, "attempt": 2, "gpu": "7"},
+        "acknowledged": True,
+        "worker_pid": os.getpid(),
+    }
+    assert second["id"] == "b"
+    assert {id: state for id, (state, _) in commands["query_task"](None, ids=["b", "c"]).items()} == {"b": "active"}
+    assert commands["query_task"](None, ids="a").keys() == {"a"}
+
+
+@pytest.mark.parametrize("ids", [[[]], [{}], None, 5, {}])
+def test_ids_that_are_none_are_found_nowhere(ids: Any) -> None:
+    assert Commands(Node())["query_task"](None, ids=ids) == {}
 
 
 def test_a_look_shows_no_secret_of_a_url() -> None:

@@ -74,7 +74,7 @@ class Fleet:
         self.mark = uuid.uuid4().hex
         self.slots = len(gpus.split(",")) if gpus else slots
         # Servers of files that tests start are on this machine.
-        self.options: dict[str, Option] = {"allow_addresses": "127.0.0.0/8", **options}
+        self.options: dict[str, Option] = {"allow_addresses": "127.0.0.0/8", "log_format": "text", **options}
         if gpus:
             self.options["gpus"] = gpus
         elif slots != 1:

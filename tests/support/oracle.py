@@ -42,7 +42,7 @@ Invariant = Literal["one terminal", "nothing after it", "no stale write", "settl
 # The arguments of these begin with the entry, owner and attempt that they act for: the fence is about these. The others
 # act for nobody.
 FENCED = ("CLAIM", "PUBLISH", "COMMIT", "BURY", "EXTEND", "RELEASE", "RECLAIM", "ENROLL")
-FREE = ("TAKE", "RECOVER", "CREDIT", "FORGET", "ANNOUNCE", "RETRY")
+FREE = ("TAKE", "RECOVER", "CREDIT", "FORGET", "ANNOUNCE", "RETRY", "DESCRIBE", "OLDEST", "FIND")
 NAMES = {getattr(scripts, name).sha: name for name in FENCED + FREE}
 
 

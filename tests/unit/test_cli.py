@@ -45,6 +45,7 @@ CONTRACT = {
     "check": ["--redis-url", "--broker-url", "--output"],
     "dead": ["list", "show", "retry", "drop"],
     "health": ["--queue", "--name", "--heartbeat-file", "--role", "--ready", "--output"],
+    "status": ["ID", "--queue", "--redis-url", "--watch", "--every", "--output"],
 }
 
 
