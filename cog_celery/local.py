@@ -166,7 +166,7 @@ class _LocalOutlet:
 
     def upload(self, path: str, cancel: Cancel) -> Future[str]:
         if self._uploads is None:
-            self._uploads = self._uploader.for_prediction("local", cancel=cancel, scratch=self._scratch)
+            self._uploads = self._uploader.for_prediction("local", cancel=cancel, queue="local", scratch=self._scratch)
         return self._uploads.start(path)
 
     @property

@@ -130,6 +130,8 @@ class SlotOutlet:
         headers = {name: value for name in ("traceparent", "tracestate") if (value := getattr(request, name))}
         return self._uploader.for_prediction(
             *(self._id, request.output_upload_urls, headers, cancel),
+            queue=self._queue.name,
+            entry=self._delivery.entry,
             attempt=self._delivery.attempt,
             scratch=self._scratch,
             confirm=lambda: self._confirm(cancel),
