@@ -65,6 +65,10 @@ format: $(VENV)/.installed ## Format, and fix what lint can fix
 bench: $(VENV)/.installed ## Measure beside cog 0.4.4 and 0.6.1; needs Python 3.10 for these
 	@$(BIN)/python -m bench $(ARGS)
 
+.PHONY: bench-models
+bench-models: $(VENV)/.installed ## Measure the models of workers/ with one slot and with two; installs them
+	@$(BIN)/python -m bench.workers $(ARGS)
+
 .PHONY: lock
 lock: $(VENV)/.installed ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/python $(PIP_INSTALL) 'uv>=0.9'

@@ -56,7 +56,7 @@ def measure(wire: Wire, field: Sequence[Contestant], aws: Path | None, fresh: It
                 found[CURL] = _curl(curl, source, f"http://127.0.0.1:{dav}")
             if aws is not None:
                 found[AWS] = _aws(aws, source, f"http://127.0.0.1:{s3}")
-    with _Store() as store:
+    with Store() as store:
         for contestant in field:
             milliseconds = _small(wire, contestant, store, f"bench-files-{next(fresh)}")
             found.setdefault(contestant.name, {})["files_small"] = milliseconds
@@ -191,7 +191,7 @@ def _aws(aws: Path, source: Path, endpoint: str) -> dict[str, float]:
     return {"down_http": down, "up_s3": up}
 
 
-def _small(wire: Wire, contestant: Contestant, store: _Store, queue: str) -> float:
+def _small(wire: Wire, contestant: Contestant, store: Store, queue: str) -> float:
     """Milliseconds of a prediction that gives out a hundred files of 100 kB."""
     wire.call("FLUSHALL")
     wire.call("XGROUP", "CREATE", queue, queue, "0", "MKSTREAM")
@@ -202,7 +202,7 @@ def _small(wire: Wire, contestant: Contestant, store: _Store, queue: str) -> flo
     return 1000 * min(times[1:])
 
 
-class _Store:
+class Store:
     """Takes files as Cog's servers do: raw at their name, or as a form, which is answered with a URL."""
 
     def __init__(self) -> None:
@@ -210,7 +210,7 @@ class _Store:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
 
-    def __enter__(self) -> _Store:
+    def __enter__(self) -> Store:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 

@@ -15,6 +15,7 @@ from cog_celery import inputs
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, GroupMissing, ServerLost, UploadError
 from cog_celery.execution import Execution
+from cog_celery.input_cache import InputCache
 from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, ScriptMissing, SharedLink
 from cog_celery.logs import model_log
 from cog_celery.outputs import PredictionUploads, Uploader
@@ -43,6 +44,7 @@ class SlotOutlet:
         dialect: Dialect,
         uploader: Uploader,
         spare_link: SharedLink,
+        input_cache: InputCache | None,
         *,
         id: str,
         max_input_bytes: int,
@@ -59,6 +61,7 @@ class SlotOutlet:
         self._prediction = prediction
         self._uploader = uploader
         self._spare_link = spare_link
+        self._input_cache = input_cache
         self._id = id
         self._record = record
         self._max_input_bytes = max_input_bytes
@@ -108,17 +111,25 @@ class SlotOutlet:
     def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
         # In the runner's temporary folder, which is removed even when this process is killed.
         self._folder = TemporaryDirectory(prefix="cog-celery-", dir=self._scratch, ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
-        return inputs.fetch(urls, folder, self._uploader.client, max_bytes=self._max_input_bytes, cancel=cancel)
+        return inputs.fetch(
+            urls,
+            Path(self._folder.name),
+            self._uploader.client,
+            max_bytes=self._max_input_bytes,
+            cancel=cancel,
+            cache=self._input_cache,
+        )
 
     def upload(self, path: str, cancel: Cancel) -> Future[str]:
-        if self._uploads is None:
-            try:
+        try:
+            if self._input_cache is not None:
+                self._input_cache.refuse(path)
+            if self._uploads is None:
                 self._uploads = self._begin_uploads(cancel)
-            except UploadError as error:
-                refused: Future[str] = Future()
-                refused.set_exception(error)
-                return refused
+        except UploadError as error:
+            refused: Future[str] = Future()
+            refused.set_exception(error)
+            return refused
         return self._uploads.start(path)
 
     @property

@@ -11,6 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from cog_celery.guardian import Guardian
+from cog_celery.input_cache import InputCache
 from cog_celery.link import Outage, SharedLink
 from cog_celery.outputs import Uploader
 from cog_celery.prediction import Prediction
@@ -27,6 +28,7 @@ class Workshop:
     agreed: QueueSettings
     queue: Queue
     uploader: Uploader
+    input_cache: InputCache | None
     spare_link: SharedLink
     """For questions from threads that have no link of their own."""
     guardian: Guardian
