@@ -4,7 +4,6 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
-MODEL_VENV := .venv-thumbnails
 
 # The first of these that is new enough and can make virtual environments. PYTHON=… chooses another.
 CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3
@@ -22,12 +21,17 @@ help: ## Show this list
 install: $(VENV)/.installed ## Make .venv with the locked requirements and this project, editable
 
 .PHONY: demo
-demo: $(VENV)/.installed $(MODEL_VENV)/.installed ## Run workers/thumbnails on a photograph; the pictures land in demo-output/
-	@$(BIN)/python scripts/demo.py --model-python $(MODEL_VENV)/bin/python
+demo: $(VENV)/.installed ## Find the speech in a recording with workers/speech; clips and a picture land in demo-output/
+	@$(BIN)/python scripts/demo.py
 
 .PHONY: test
 test: $(VENV)/.installed ## Run all tests, two files at a time; ARGS="-k cancel -x" goes to pytest
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+MODELS ?= small
+.PHONY: test-models
+test-models: $(VENV)/.installed ## Install the models of workers/ and run each in a fleet; MODELS=all: large ones too
+	@TEST_MODELS=$(MODELS) $(BIN)/python -m pytest tests/workers $(ARGS)
 
 .PHONY: test-fault
 test-fault: $(VENV)/.installed ## Run the fault tests alone
@@ -36,6 +40,10 @@ test-fault: $(VENV)/.installed ## Run the fault tests alone
 .PHONY: test-security
 test-security: $(VENV)/.installed ## Run the security tests alone
 	@$(BIN)/python -m pytest tests/security $(ARGS)
+
+.PHONY: peers
+peers: $(VENV)/.installed ## Compare models with what Cog 0.4.4 and 0.11.6 make of them; needs Python 3.10 for these
+	@COG_PEERS=1 $(BIN)/python -m pytest tests/unit/test_runtime_peer.py $(ARGS)
 
 .PHONY: soak
 soak: $(VENV)/.installed ## Break delivery in every way, hundreds of times; about an hour, with Python 3.10 for Cog's own worker
@@ -57,6 +65,10 @@ format: $(VENV)/.installed ## Format, and fix what lint can fix
 bench: $(VENV)/.installed ## Measure beside cog 0.4.4 and 0.6.1; needs Python 3.10 for these
 	@$(BIN)/python -m bench $(ARGS)
 
+.PHONY: bench-models
+bench-models: $(VENV)/.installed ## Measure the models of workers/ with one slot and with two; installs them
+	@$(BIN)/python -m bench.workers $(ARGS)
+
 .PHONY: lock
 lock: $(VENV)/.installed ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/python $(PIP_INSTALL) 'uv>=0.9'
@@ -73,13 +85,6 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@echo "Installing into $(VENV)"
 	@$(BIN)/python $(PIP_INSTALL) --require-hashes --requirement requirements.lock
 	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --no-deps --editable .
-	@touch $@
-
-# The model's own interpreter, with the model's own requirements and nothing of ours.
-$(MODEL_VENV)/.installed: workers/thumbnails/requirements.txt
-	@$(call make-venv,$(MODEL_VENV))
-	@echo "Installing into $(MODEL_VENV)"
-	@$(MODEL_VENV)/bin/python $(PIP_INSTALL) --requirement $<
 	@touch $@
 
 define make-venv

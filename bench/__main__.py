@@ -21,11 +21,11 @@ from rich.console import Console
 from cog_celery.embedded import EmbeddedServer
 from cog_celery.errors import CogCeleryError
 
-from . import BenchError, peers, runtime
+from . import BenchError, files, peers, runtime
 from .contestants import Contestant, Job, own, peer
 from .fleet import Fleet
 from .phases import PHASES, Effort, Figures, Phase
-from .report import OURS, Results, as_json, limits, show, verdicts
+from .report import AWS, NO_TURNS, OURS, Results, as_json, limits, show, verdicts
 from .wire import Wire
 
 FULL = Effort(latency_samples=500, throughput_seconds=1.5, repeats=2)
@@ -46,7 +46,7 @@ class _Progress:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="One short round, in less than a minute.")
+@click.option("--quick", is_flag=True, help="One short round, in less than a minute, without files.")
 @click.option("--rounds", type=click.IntRange(1, 100), help=f"Rounds to take the medians of.  [default: {_ROUNDS}]")
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", help="JSON goes to standard output alone."
@@ -75,9 +75,12 @@ def main(quick: bool, rounds: int | None, output: str, check: bool, pythons: Seq
     say = _Progress()
     results = Results(rounds or (1 if quick else _ROUNDS), _machine())
     field = _field(_given(pythons), cache.absolute(), results, say)
+    aws = None if quick else _aws(cache.absolute(), results, say)
     try:
         with EmbeddedServer() as server, Wire(server.url) as wire:
             _run(field, wire, QUICK if quick else FULL, results, say)
+            if not quick:
+                _run_files(field, wire, aws, results, say)
     except (BenchError, CogCeleryError) as error:
         raise click.ClickException(str(error)) from None
     if output == "json":
@@ -115,6 +118,31 @@ def _field(given: dict[str, Path], cache: Path, results: Results, say: _Progress
             results.absent[name] = str(error)
             say(f"{name} is absent: {error}")
     return [*field, own(), own(turn=0.0)]
+
+
+def _aws(cache: Path, results: Results, say: _Progress) -> Path | None:
+    try:
+        return peers.aws(cache, say)
+    except peers.PeerMissing as error:
+        results.absent[AWS] = str(error)
+        say(f"{AWS} is absent: {error}")
+        return None
+
+
+def _run_files(field: Sequence[Contestant], wire: Wire, aws: Path | None, results: Results, say: _Progress) -> None:
+    fresh = itertools.count(1)
+    whole = [contestant for contestant in field if contestant.name != NO_TURNS]
+    for number in range(results.rounds):
+        where = f"round {number + 1} of {results.rounds} · files"
+        try:
+            found = files.measure(wire, whole, aws, fresh)
+        except BenchError as error:
+            results.failures.append(f"{where}: {error}")
+            say(results.failures[-1])
+            continue
+        for name, figures in found.items():
+            results.add(name, number, figures)
+            say(f"{where} · {name}: {_listed(figures)}")
 
 
 def _run(field: Sequence[Contestant], wire: Wire, effort: Effort, results: Results, say: _Progress) -> None:

@@ -28,6 +28,7 @@ class Job:
     slots: int
     host: str
     port: int
+    upload_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def own(*, turn: float | None = None) -> Contestant:
         program = (sys.executable, "-m", "cog_celery")
         common = ("--queue", job.queue, "--redis-url", url)
         turns = () if turn is None else ("--turn", f"{turn:g}")
-        worker = ("worker", str(job.model), *common, "--slots", str(job.slots), *turns)
+        files = ("--upload-url", job.upload_url, "--allow-address", "127.0.0.0/8") if job.upload_url else ()
+        worker = ("worker", str(job.model), *common, "--slots", str(job.slots), *turns, *files)
         env = environment()
         return [Command((*program, "bridge", *common), _ROOT, env), Command((*program, *worker), _ROOT, env)]
 
@@ -65,9 +67,9 @@ def peer(name: str, python: Path) -> Contestant:
         env = {**environment(), "PYTHONUNBUFFERED": "1"}
         program = (str(python), "-m", "cog.server.redis_queue", job.host, str(job.port), job.queue)
         rest = ("model", f"{job.queue}-log")
-        upload_url = ""
         return [
-            Command((*program, upload_url, f"consumer-{number}", *rest), job.model, env) for number in range(job.slots)
+            Command((*program, job.upload_url, f"consumer-{number}", *rest), job.model, env)
+            for number in range(job.slots)
         ]
 
     return Contestant(name, commands)

@@ -1,4 +1,4 @@
-"""The releases of Cog to compare with, each in a virtual environment of its own.
+"""What we compare ourselves with: releases of Cog, and the AWS command line, each in a virtual environment of its own.
 
 It must not know how they are measured.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +22,11 @@ class PeerMissing(Exception):
     """A peer cannot be run here; the message says why and what to do."""
 
 
-def interpreter(release: str, cache: Path, say: Callable[[str], None]) -> Path:
-    """A Python with this release of Cog, installed under `cache` at the first call. Raises PeerMissing."""
+def interpreter(release: str, cache: Path, say: Callable[[str], None], *others: str) -> Path:
+    """A Python with this release of Cog, and other packages, installed under `cache` at the first call.
+
+    Raises PeerMissing.
+    """
     folder = cache / f"cog-{release}"
     python = folder / "bin" / "python"
     if python.exists() and installed(python) == release:
@@ -32,10 +36,26 @@ def interpreter(release: str, cache: Path, say: Callable[[str], None]) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
     (cache / ".gitignore").write_text("*\n")
-    _run([base, "-m", "venv", str(folder)], release)
+    _run([base, "-m", "venv", str(folder)], f"cog {release}")
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, f"cog=={release}", _SETUPTOOLS], release)
+    _run([*pip, f"cog=={release}", _SETUPTOOLS, *others], f"cog {release}")
     return python
+
+
+def aws(cache: Path, say: Callable[[str], None]) -> Path:
+    """The AWS command line, installed under `cache` at the first call. Raises PeerMissing."""
+    folder = cache / "awscli"
+    program = folder / "bin" / "aws"
+    if program.exists():
+        return program
+    say(f"installing the AWS command line into {folder}")
+    shutil.rmtree(folder, ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / ".gitignore").write_text("*\n")
+    _run([sys.executable, "-m", "venv", str(folder)], "the AWS command line")
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _run([*pip, "awscli"], "the AWS command line")
+    return program
 
 
 def installed(python: Path) -> str | None:
@@ -57,11 +77,11 @@ def _find_python() -> str:
     raise PeerMissing(f"Cog's queue workers need Python 3.10, and there is no {_PYTHON} on PATH nor in ~/.pyenv")
 
 
-def _run(command: list[str], release: str) -> None:
+def _run(command: list[str], what: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT)
     except subprocess.TimeoutExpired:
-        raise PeerMissing(f"installing cog {release} took longer than {_INSTALL_TIMEOUT:g} s") from None
+        raise PeerMissing(f"installing {what} took longer than {_INSTALL_TIMEOUT:g} s") from None
     if done.returncode:
         lines = "\n".join((done.stderr or done.stdout).strip().splitlines()[-8:])
-        raise PeerMissing(f"cog {release} could not be installed:\n{lines}")
+        raise PeerMissing(f"{what} could not be installed:\n{lines}")

@@ -6,7 +6,7 @@ It must not know how they were measured.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 OURS, NO_TURNS = "cog_celery", "cog_celery --turn 0"
 COG_0_4, COG_0_6 = "cog 0.4.4", "cog 0.6.1"
+CURL, AWS = "curl", "aws s3 cp"
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Measure:
     digits: int
 
 
-MEASURES = (
+QUEUE_MEASURES = (
     Measure("latency_p50", "no-op latency, p50", "ms", 2),
     Measure("latency_p95", "no-op latency, p95", "ms", 2),
     Measure("latency_p99", "no-op latency, p99", "ms", 2),
@@ -63,6 +64,13 @@ MEASURES = (
     Measure("runtime_validate", "runner: validation of ten inputs", "µs", 1),
     Measure("runtime_trip", "runner: a prediction there and back", "µs", 0),
 )
+FILE_MEASURES = (
+    Measure("down_http", "1 GB in, by HTTP", "MB/s", 0),
+    Measure("up_put", "1 GB out, by PUT", "MB/s", 0),
+    Measure("up_s3", "1 GB out, to S3", "MB/s", 0),
+    Measure("files_small", "100 files of 100 kB out", "ms", 0),
+)
+MEASURES = QUEUE_MEASURES + FILE_MEASURES
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,11 @@ TARGETS = (
     Target(NO_TURNS, "throughput_4", COG_0_6, 0.4, more=True),
     Target(OURS, "yields_4000_seconds", COG_0_4, 1.0),
     Target(OURS, "yields_4000_bytes", COG_0_6, 0.01),
+    Target(OURS, "down_http", CURL, 0.9, more=True),
+    Target(OURS, "down_http", AWS, 0.9, more=True),
+    Target(OURS, "up_put", CURL, 0.9, more=True),
+    Target(OURS, "up_s3", AWS, 0.9, more=True),
+    Target(OURS, "files_small", COG_0_6, 1.0),
 )
 
 
@@ -163,23 +176,11 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def show(results: Results, console: Console) -> None:
-    """Two tables, and what is missing in them."""
-    names = list(results.values)
+    """The tables, and what is missing in them."""
     machine = ", ".join(f"{key} {value}" for key, value in results.machine.items())
-    table = Table(title=f"Medians of {results.rounds} round{'s' if results.rounds > 1 else ''} · {machine}")
-    table.add_column("")
-    compared = OURS in names and COG_0_6 in names
-    for name in names:
-        table.add_column(name, justify="right")
-    if compared:
-        table.add_column(f"{OURS} ÷ {COG_0_6}", justify="right")
-    for measure in MEASURES:
-        cells = [_median(results, name, measure) for name in names]
-        if compared:
-            value = ratio(results, measure.name, OURS, COG_0_6)
-            cells.append("" if value is None else f"{value:.3g}")
-        table.add_row(measure.title, *cells)
-    console.print(table)
+    medians = f"Medians of {results.rounds} round{'s' if results.rounds > 1 else ''}"
+    _show_group(results, QUEUE_MEASURES, f"{medians} · {machine}", console)
+    _show_group(results, FILE_MEASURES, f"Files · {medians.lower()}", console)
 
     titles = {measure.name: measure.title for measure in MEASURES}
     titles["yields_4000_bytes"] = "4,000 yields with logs, bytes"
@@ -207,6 +208,27 @@ def show(results: Results, console: Console) -> None:
         console.print(f"{name} is absent: {reason}", markup=False, highlight=False)
     for failure in results.failures:
         console.print(f"failed: {failure}", markup=False, highlight=False)
+
+
+def _show_group(results: Results, measures: Sequence[Measure], title: str, console: Console) -> None:
+    """A table of those contestants for whom any of the measures was taken; nothing when there are none."""
+    names = [name for name in results.values if any(results.of(name, measure.name) for measure in measures)]
+    if not names:
+        return
+    table = Table(title=title)
+    table.add_column("")
+    compared = OURS in names and COG_0_6 in names
+    for name in names:
+        table.add_column(name, justify="right")
+    if compared:
+        table.add_column(f"{OURS} ÷ {COG_0_6}", justify="right")
+    for measure in measures:
+        cells = [_median(results, name, measure) for name in names]
+        if compared:
+            value = ratio(results, measure.name, OURS, COG_0_6)
+            cells.append("" if value is None else f"{value:.3g}")
+        table.add_row(measure.title, *cells)
+    console.print(table)
 
 
 def _median(results: Results, name: str, measure: Measure) -> str:

@@ -124,7 +124,7 @@ INPUT = click.option(
     "pairs",
     metavar="NAME=VALUE|NAME=@FILE",
     multiple=True,
-    help="An input; @FILE inlines a file. A name that is given again makes a list.",
+    help="An input; @FILE takes a file along. A name that is given again makes a list.",
 )
 JSON_INPUTS = click.option(
     "--json",
@@ -221,28 +221,42 @@ def worker(**flags: object) -> int:
 
 
 @cli.command(
-    short_help="Send one request and follow it.",
+    short_help="Send one request, or a file of them, and follow it.",
     **examples(
         "cog-celery send --queue my-predict-queue -i text=hello",
         "cog-celery send --queue my-predict-queue -i image=@photo.jpg -i width=200",
         'cog-celery send --queue my-predict-queue --json \'{"text": "hello"}\' | jq .output',
+        "cog-celery send --queue my-predict-queue --file requests.jsonl > responses.jsonl",
     ),
 )
 @INPUT
 @JSON_INPUTS
+@click.option(
+    "--file",
+    metavar="FILE",
+    help='Send a request for each line, {"input": {…}} and whatever else a request may have; - for standard input. '
+    "Inputs of -i and --json hold for every line that names no others.",
+)
+@click.option("--no-wait", is_flag=True, help="With --file: only send; who reads the responses is told their keys.")
 @OUTPUT
 @options_of("send")
-def send(pairs: tuple[str, ...], json_text: str | None, output: str | None, **flags: object) -> int:
-    """Sends one request as any producer would, and follows it to its end. Ctrl-C cancels it.
+def send(
+    pairs: tuple[str, ...], json_text: str | None, file: str | None, no_wait: bool, output: str | None, **flags: object
+) -> int:
+    """Sends one request as any producer would, or a file of them, and follows it to its end. Ctrl-C cancels it.
 
-    Exit status: 0 succeeded, 1 failed, 2 wrong use, 130 canceled.
+    Exit status: 0 succeeded, 1 failed, 2 wrong use, 130 canceled. Of a file: 0 when all of it succeeded.
     """
-    from cog_celery.cli_inputs import read_inputs
-
+    if no_wait and file is None:
+        raise UsageError("--no-wait goes with --file")
+    if file == json_text == "-":
+        raise UsageError("--file - and --json - cannot both be standard input")
     settings = load(flags, quiet=True)
-    # A file grows by a third as a data URI, and has to fit into the request.
-    inputs = read_inputs(pairs, json_text, max_file_bytes=settings.max_request_bytes * 3 // 4)
     queue = settings.queue
+    inputs = _typed_inputs(settings, pairs, json_text)
+    as_json = (output or default_output()) == "json"
+    if file is not None:
+        return _send_file(settings, file, inputs, as_json=as_json, wait=not no_wait)
 
     from rich.console import Console
 
@@ -251,9 +265,9 @@ def send(pairs: tuple[str, ...], json_text: str | None, output: str | None, **fl
     from cog_celery.sending_view import JsonView, TextView, View
 
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
-    view: View = TextView(out, err) if (output or default_output()) == "text" else JsonView(out, err)
+    view: View = JsonView(out, err) if as_json else TextView(out, err)
     with Interruptions() as interruptions, connected(settings.redis_url) as client, view:
-        sent = sending.send(client, queue, inputs)
+        sent = sending.send(client, queue, inputs, settings.max_request_bytes)
         view.sent(sent)
         try:
             snapshot = sending.follow(client, sent, view, lambda: interruptions.count)
@@ -262,6 +276,53 @@ def send(pairs: tuple[str, ...], json_text: str | None, output: str | None, **fl
             return CANCELED
         view.ended(snapshot)
     return STATUSES[snapshot["status"]]
+
+
+def _typed_inputs(settings: Settings, pairs: Sequence[str], json_text: str | None) -> dict[str, object]:
+    from cog_celery.cli_inputs import Files, read_inputs
+
+    # A file grows by a third as a data URI, and has to fit into the request.
+    most = settings.max_request_bytes * 3 // 4
+    if settings.input_upload_url is None:
+        advice = "name a place for large files (--input-upload-url), or give a URL where the model can fetch it"
+        return read_inputs(pairs, json_text, Files(most, advice=advice))
+
+    from rich.console import Console
+
+    from cog_celery.input_uploads import InputUploads
+    from cog_celery.sending_many_view import UploadBar
+
+    with UploadBar(Console(stderr=True)) as bar:
+        return read_inputs(pairs, json_text, Files(most, InputUploads(settings.input_upload_url, bar.moved).put))
+
+
+def _send_file(settings: Settings, file: str, inputs: dict[str, object], *, as_json: bool, wait: bool) -> int:
+    from rich.console import Console
+
+    from cog_celery import sending, sending_many
+    from cog_celery.clients import connected
+    from cog_celery.sending_many_view import ManyView, count_lines
+
+    try:
+        descriptor = os.dup(0) if file == "-" else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"--file {file}: {error.strerror}") from None
+    lines = sending_many.Lines(descriptor, settings.max_request_bytes)
+    plan = sending_many.Plan(lines, settings.queue, inputs, settings.max_request_bytes, wait)
+    out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+    total = count_lines(file) if file != "-" and err.is_terminal else None
+    view = ManyView(out, err, as_json=as_json, total=total, wait=wait)
+    all_sent = False
+    with Interruptions() as interruptions, connected(settings.redis_url) as client, view:
+        try:
+            all_sent = sending_many.send_all(client, plan, view, lambda: interruptions.count)
+        except sending.Interrupted:
+            view.notice("left without waiting for the end; the responses will be at their keys")
+        finally:
+            view.finished(all_sent=all_sent)
+    if interruptions.count:
+        return CANCELED
+    return SUCCEEDED if all_sent and view.all_well else FAILED
 
 
 @cli.command(
@@ -284,11 +345,11 @@ def predict(pairs: tuple[str, ...], json_text: str | None, **flags: object) -> i
     The response goes to standard output as JSON, logs go to standard error. Exit status: 0 succeeded, 1 failed, 2 wrong
     use, 130 canceled.
     """
-    from cog_celery.cli_inputs import read_inputs
+    from cog_celery.cli_inputs import Files, read_inputs
 
     settings = load(flags, quiet=True).for_model()
     given = pairs or json_text is not None
-    inputs = read_inputs(pairs, json_text, max_file_bytes=settings.max_data_uri_bytes) if given else None
+    inputs = read_inputs(pairs, json_text, Files(settings.max_data_uri_bytes)) if given else None
 
     from rich.console import Console
 

@@ -151,7 +151,9 @@ class Client:
         read_timeout: float = READ_TIMEOUT,
         first_delay: float = FIRST_DELAY,
         allowance: float = ALLOWANCE,
+        ca_bundle: str | None = None,
     ) -> None:
+        """`ca_bundle` is a file of the certificates to trust instead of the system's. Raises OSError for a bad one."""
         self._policy = policy or AddressPolicy()
         self._allowance = allowance
         # Its warnings and debug lines hold whole URLs, with their signatures.
@@ -159,7 +161,7 @@ class Client:
         self._timeout = Timeout(connect=connect_timeout, read=read_timeout)
         self._first_delay = first_delay
         # maxsize: more threads than that at one host get connections that are not kept.
-        self._pools = PoolManager(num_pools=64, maxsize=32, ssl_context=_tls())
+        self._pools = PoolManager(num_pools=64, maxsize=32, ssl_context=_tls(ca_bundle))
         self._pools.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     def close(self) -> None:
@@ -322,8 +324,8 @@ class _Pace:
 
 
 @functools.cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
+def _tls(ca_bundle: str | None) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca_bundle)
 
 
 class _Line:

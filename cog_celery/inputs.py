@@ -8,19 +8,19 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, unquote_to_bytes
 
-from cog_celery import http_client, mime, urls
+from cog_celery import downloads, mime, urls
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError, UrlError
-from cog_celery.http_client import Answer, Client, HttpFailure, TooSlow
+from cog_celery.http_client import Client
+from cog_celery.input_cache import InputCache
 from cog_celery.urls import HttpUrl
 
 MAX_BYTES: Final = 8 << 30
@@ -28,10 +28,10 @@ TIMEOUT: Final = 3600.0
 """For all files of a prediction: each of them may take as long as its server keeps up the least rate."""
 
 PARALLEL: Final = 4
-BLOCK: Final = 256 << 10
 MAX_NAME_BYTES: Final = 200
 MAX_EXTENSION_BYTES: Final = 20
 
+_IN_DATA_URL: Final = "in a data: URL"
 _FORBIDDEN = re.compile(r"[/\x00-\x1f\x7f]")
 _DATA = re.compile(r"data:([^,]*),(.*)", re.IGNORECASE | re.DOTALL)
 _WHITESPACE = b" \t\r\n\f"
@@ -46,25 +46,27 @@ def fetch(
     max_bytes: int = MAX_BYTES,
     timeout: float = TIMEOUT,
     cancel: Cancel | None = None,
+    cache: InputCache | None = None,
 ) -> list[Path]:
     """Download or decode every URL into a file below `folder`, which must be empty; the files, in the URLs' order.
 
     Each file has a sub-folder of its own, so that all keep their names. `max_bytes` holds for each file, `timeout`
-    (seconds) for all together. Raises InputError, whose message is for the producer, or Canceled.
+    (seconds) for all together; `cache` is the host's, if it has one. Raises InputError, whose message is for the
+    producer, or Canceled.
     """
     cancel = cancel or Cancel()
     cancel.check()
     sources = [_source(address, max_bytes) for address in addresses]
     paths = [folder / str(index) / source.name for index, source in enumerate(sources)]
-    downloads = []
+    remote = []
     for source, path in zip(sources, paths, strict=True):
-        if isinstance(source, _Download):
-            downloads.append((source.url, path))
+        if isinstance(source, _Remote):
+            remote.append((source.url, path))
         else:
-            with _stored(path, "in a data: URL") as file:
-                _write(file, source.content)
-    if downloads:
-        _download_all(downloads, max_bytes, timeout, client, cancel)
+            with downloads.stored(path, _IN_DATA_URL), FileIO(path, "w") as file:
+                downloads.write(file, source.content)
+    if remote:
+        _download_all(remote, max_bytes, timeout, client, cancel, cache)
     return paths
 
 
@@ -77,14 +79,14 @@ class _Data:
 
 
 @dataclass(frozen=True, slots=True)
-class _Download:
+class _Remote:
     """A file that is elsewhere."""
 
     name: str
     url: HttpUrl
 
 
-def _source(address: str, max_bytes: int) -> _Data | _Download:
+def _source(address: str, max_bytes: int) -> _Data | _Remote:
     scheme = urls.scheme_of(address)
     if scheme == "data":
         return _decode(address, max_bytes)
@@ -94,7 +96,7 @@ def _source(address: str, max_bytes: int) -> _Data | _Download:
         url = urls.parse(address)
     except UrlError as error:
         raise InputError(f"The URL {urls.redact(address)} of an input file cannot be used: {error}.") from None
-    return _Download(local_name(url.path), url)
+    return _Remote(local_name(url.path), url)
 
 
 def local_name(path: str) -> str:
@@ -127,7 +129,7 @@ def _decode(address: str, max_bytes: int) -> _Data:
     except binascii.Error:
         raise InputError("A data: URL of an input says that it is base64, and is not: it may be cut off.") from None
     if len(content) > max_bytes:
-        raise InputError(_too_large("in a data: URL", max_bytes))
+        raise downloads.too_large(_IN_DATA_URL, max_bytes)
     return _Data("file" + mime.extension_of(kind or "text/plain"), content)
 
 
@@ -138,13 +140,20 @@ def _from_base64(text: bytes) -> bytes:
 
 
 def _download_all(
-    downloads: Sequence[tuple[HttpUrl, Path]], max_bytes: int, timeout: float, client: Client, cancel: Cancel
+    remote: Sequence[tuple[HttpUrl, Path]],
+    max_bytes: int,
+    timeout: float,
+    client: Client,
+    cancel: Cancel,
+    cache: InputCache | None,
 ) -> None:
     stop = Cancel()
-    threads = ThreadPoolExecutor(min(len(downloads), PARALLEL), thread_name_prefix="download")
+    threads = ThreadPoolExecutor(min(len(remote), PARALLEL), thread_name_prefix="download")
     with threads, cancel.calling(stop.set):
         try:
-            futures = [threads.submit(_download, url, path, max_bytes, client, stop) for url, path in downloads]
+            futures = [
+                threads.submit(downloads.download, url, path, max_bytes, client, stop, cache) for url, path in remote
+            ]
             wait(futures, timeout, FIRST_EXCEPTION)
         finally:
             stop.set()  # one failed, or the time is up: the others are of no use
@@ -153,77 +162,8 @@ def _download_all(
     for error in errors:
         if error is not None and not isinstance(error, Canceled):
             raise error
-    for error, (url, _) in zip(errors, downloads, strict=True):
+    for error, (url, _) in zip(errors, remote, strict=True):
         if error is not None:
             raise InputError(
                 f"The input file {url.shown} did not arrive within {timeout:g} s. Use a faster server or smaller files."
             )
-
-
-def _download(url: HttpUrl, path: Path, max_bytes: int, client: Client, cancel: Cancel) -> None:
-    def attempt() -> None:
-        with client.exchange(
-            "GET", url, headers={"Accept": "*/*"}, follow=http_client.REDIRECTS_OF_GET, cancel=cancel
-        ) as answer:
-            answer.require_success()
-            _save(answer, path, url, max_bytes)
-
-    try:
-        client.trying(attempt, cancel)
-    except HttpFailure as failure:
-        raise InputError(
-            f"The input file {url.shown} could not be fetched: {failure.told(url)}. {_advice(failure)}"
-        ) from None
-
-
-def _save(answer: Answer, path: Path, url: HttpUrl, max_bytes: int) -> None:
-    if (answer.response.length_remaining or 0) > max_bytes:
-        raise InputError(_too_large(url.shown, max_bytes))
-    size = 0
-    with _stored(path, url.shown) as file:
-        while block := answer.read(BLOCK):
-            size += len(block)
-            if size > max_bytes:
-                raise InputError(_too_large(url.shown, max_bytes))
-            _write(file, block)
-
-
-@contextmanager
-def _stored(path: Path, shown: str) -> Iterator[FileIO]:
-    """A new file at `path`, which is removed again if it is not completed."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with FileIO(path, "w") as file:
-            yield file
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # of the disk: those of sockets are urllib3's
-            raise InputError(
-                f"The input file {shown} could not be stored: {error.strerror}. "
-                "Make room on the worker's disk for temporary files."
-            ) from None
-        raise
-
-
-def _write(file: FileIO, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
-def _too_large(shown: str, max_bytes: int) -> str:
-    return f"The input file {shown} is larger than {max_bytes} bytes, the limit. Send a smaller one."
-
-
-def _advice(failure: HttpFailure) -> str:
-    match failure.status:
-        case 401 | 403:
-            return "Send a URL that needs no credentials and has not expired."
-        case 404 | 410:
-            return "Check that the file is still there."
-        case _ if isinstance(failure, TooSlow):
-            return "Send one from a faster server."
-        case _ if failure.retryable:
-            return "Try again later."
-        case _:
-            return "Check the URL."

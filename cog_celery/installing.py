@@ -24,7 +24,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from cog_celery import interpreters
+from cog_celery import indexes, interpreters
 from cog_celery.build import Build, read_build
 from cog_celery.environment import INTERPRETER, OURS
 from cog_celery.errors import InstallError, UsageError
@@ -114,7 +114,7 @@ def install(build: Build, tool: Tool | None, say: Callable[[str], None]) -> tupl
             try:
                 _remove(place.folder)
                 say(f"making an environment with Python {_dotted(python.version)} in {place.folder}")
-                _Maker(build, place, lock, guardian).make(python.path, uv)
+                _Maker(build, place, lock, guardian, say).make(python.path, uv)
             except BaseException:
                 shutil.rmtree(place.folder, ignore_errors=True)
                 raise
@@ -126,11 +126,13 @@ def install(build: Build, tool: Tool | None, say: Callable[[str], None]) -> tupl
 class _Maker:
     """Makes one environment, while it holds the lock."""
 
-    def __init__(self, build: Build, place: Place, lock: int, guardian: Guardian) -> None:
+    def __init__(self, build: Build, place: Place, lock: int, guardian: Guardian, say: Callable[[str], None]) -> None:
         self._build = build
         self._place = place
         self._lock = lock
         self._guardian = guardian
+        self._say = say
+        self._environment = _environment()
 
     def make(self, python: str, uv: str | None) -> None:
         folder = self._place.folder
@@ -146,17 +148,17 @@ class _Maker:
                 f"above.{hint}"
             )
         if self._build.wants_packages:
-            self._install_packages(uv)
+            self._install_packages(python, uv)
         about = {"python": python, "packages": self._build.packages, "requirements": self._build.requirements}
         # Renamed: a file that was begun must not count.
         begun = folder / f"{MARKER}.new"
         begun.write_bytes(msgspec.json.encode(about, enc_hook=str))
         begun.rename(folder / MARKER)
 
-    def _install_packages(self, uv: str | None) -> None:
+    def _install_packages(self, base: str, uv: str | None) -> None:
         python, notes = self._place.python, self._place.folder / "pip.log"
         if uv is not None:
-            command = [uv, "pip", "install", "--python", python]
+            command = [uv, "pip", "install", "--python", python, *self._as_pip_is_configured(base)]
         else:
             command = [python, "-I", "-m", "pip", "install", "--log", str(notes)]
         status, last = self._run([*command, *self._requirements()])
@@ -168,6 +170,15 @@ class _Maker:
                 "said is above; nothing was kept."
             )
         notes.unlink(missing_ok=True)
+
+    def _as_pip_is_configured(self, base: str) -> Iterator[str]:
+        """Have uv take packages from where pip does; gives what only its command line can say."""
+        found = indexes.of_pip((base, sys.executable), self._environment)
+        self._environment |= found.variables
+        if found.named:
+            self._say(f"uv follows pip's configuration: {', '.join(found.named)}")
+        if found.none:
+            yield "--no-index"
 
     def _requirements(self) -> Iterator[str]:
         if self._build.packages:
@@ -185,7 +196,7 @@ class _Maker:
         process = subprocess.Popen(
             command,
             cwd=self._build.folder,
-            env=_environment(),
+            env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=2,  # its progress bars, if that is a terminal
             stderr=subprocess.PIPE,

@@ -25,6 +25,7 @@ from cog_celery.environment import model_environment
 from cog_celery.errors import RunnerDied, RunnerProtocolError, SetupError
 from cog_celery.execution import Execution
 from cog_celery.guardian import Guardian
+from cog_celery.input_cache import InputCache
 from cog_celery.outputs import PredictionUploads, Uploader
 from cog_celery.prediction import Prediction
 from cog_celery.runner import FieldError, Lines, Runner, RunnerCommand, Schema, TestInputs
@@ -70,6 +71,12 @@ def schema(settings: Settings) -> dict[str, Any]:
     """The OpenAPI document of the model, whose setup() is not run. Raises SetupError when it cannot be loaded."""
     with _running(settings, setup=False) as (runner, _):
         return _answer(runner, "schema", Schema).document
+
+
+def test_inputs(settings: Settings) -> dict[str, object]:
+    """What the model offers to be tried with, files as data URIs. Raises SetupError and UsageError."""
+    with _running(settings, setup=False) as (runner, _):
+        return _test_inputs(runner, settings.max_data_uri_bytes)
 
 
 @contextmanager
@@ -142,6 +149,7 @@ class _LocalOutlet:
         # Whoever types a URL here sits at this machine: it may be its own.
         allowed = (*settings.allow_addresses, *OWN)
         self._uploader = Uploader.of(msgspec.structs.replace(settings, allow_addresses=allowed))
+        self._cache = InputCache.of(settings)
         self._uploads: PredictionUploads | None = None
 
     def refused(self, errors: Sequence[FieldError]) -> str:
@@ -162,11 +170,12 @@ class _LocalOutlet:
 
     def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
         folder = Path(mkdtemp(prefix="cog-celery-", dir=self._scratch))
-        return inputs.fetch(urls, folder, self._uploader.client, max_bytes=self._limit, cancel=cancel)
+        client = self._uploader.client
+        return inputs.fetch(urls, folder, client, max_bytes=self._limit, cancel=cancel, cache=self._cache)
 
     def upload(self, path: str, cancel: Cancel) -> Future[str]:
         if self._uploads is None:
-            self._uploads = self._uploader.for_prediction("local", cancel=cancel, scratch=self._scratch)
+            self._uploads = self._uploader.for_prediction("local", cancel=cancel, queue="local", scratch=self._scratch)
         return self._uploads.start(path)
 
     @property

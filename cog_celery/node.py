@@ -31,6 +31,7 @@ from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageErro
 from cog_celery.finished import Finished
 from cog_celery.guardian import Guardian
 from cog_celery.heartbeat import EVERY, Heartbeat, State
+from cog_celery.input_cache import InputCache
 from cog_celery.keeper import Keeper
 from cog_celery.link import REPLY_TIMEOUT, Link, Outage, SharedLink, insist
 from cog_celery.outputs import Uploader
@@ -116,6 +117,7 @@ class Node:
         self._model_version = model_version(Path(settings.model_dir))
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
         self._uploader = Uploader.of(settings)
+        self._input_cache = InputCache.of(settings)
         self._guardian = Guardian()
         self._stop_wanted = threading.Event()
         self._stop_now = threading.Event()
@@ -331,6 +333,7 @@ class Node:
             agreed=self._agreed,
             queue=self.queue,
             uploader=self._uploader,
+            input_cache=self._input_cache,
             spare_link=self._spare_link,
             guardian=self._guardian,
             rows=self._rows,

@@ -18,6 +18,7 @@ from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, GroupMissing, ServerLost, UploadError
 from cog_celery.execution import Execution
 from cog_celery.finished import Period, Upload
+from cog_celery.input_cache import InputCache
 from cog_celery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, ScriptMissing, SharedLink
 from cog_celery.outputs import PredictionUploads, Uploader
 from cog_celery.prediction import Prediction
@@ -48,6 +49,7 @@ class SlotOutlet:
         dialect: Dialect,
         uploader: Uploader,
         spare_link: SharedLink,
+        input_cache: InputCache | None,
         *,
         id: str,
         max_input_bytes: int,
@@ -72,6 +74,7 @@ class SlotOutlet:
         self._prediction = prediction
         self._uploader = uploader
         self._spare_link = spare_link
+        self._input_cache = input_cache
         self._id = id
         self._record = record
         self._max_input_bytes = max_input_bytes
@@ -123,7 +126,14 @@ class SlotOutlet:
         folder = Path(self._folder.name)
         began = time.time()
         try:
-            paths = inputs.fetch(urls, folder, self._uploader.client, max_bytes=self._max_input_bytes, cancel=cancel)
+            paths = inputs.fetch(
+                urls,
+                folder,
+                self._uploader.client,
+                max_bytes=self._max_input_bytes,
+                cancel=cancel,
+                cache=self._input_cache,
+            )
         finally:
             self.fetching = (began, time.time())
         self.bytes_in = sum(path.stat().st_size for path in paths)
@@ -135,13 +145,15 @@ class SlotOutlet:
         return paths
 
     def upload(self, path: str, cancel: Cancel) -> Future[str]:
-        if self._uploads is None:
-            try:
+        try:
+            if self._input_cache is not None:
+                self._input_cache.refuse(path)
+            if self._uploads is None:
                 self._uploads = self._begin_uploads(cancel)
-            except UploadError as error:
-                refused: Future[str] = Future()
-                refused.set_exception(error)
-                return refused
+        except UploadError as error:
+            refused: Future[str] = Future()
+            refused.set_exception(error)
+            return refused
         began = time.time()
         size = _size(path)
         url: Future[str] = Future()
@@ -151,20 +163,24 @@ class SlotOutlet:
     def _uploaded(self, sent: Future[str], url: Future[str], began: float, size: int) -> None:
         """In the thread of the upload; whoever waits for `url` finds it counted."""
         error = sent.exception()
-        stored = error is None
-        self.uploads.append(Upload(began, time.time(), size, stored))
-        if stored:
-            self.bytes_out += size
+        try:
+            self._note(Upload(began, time.time(), size, error is None))
+        finally:
+            if error is None:
+                url.set_result(sent.result())
+            else:
+                url.set_exception(error)
+
+    def _note(self, upload: Upload) -> None:
+        self.uploads.append(upload)
+        if upload.stored:
+            self.bytes_out += upload.size
         with logs.about(self._about):
             log.info(
-                *("prediction %s: a file of %d bytes %s, after %.3f s", self._id, size),
-                *("is out" if stored else "could not be put out", time.time() - began),
-                extra={"event": "uploaded" if stored else "not uploaded"},
+                *("prediction %s: a file of %d bytes %s, after %.3f s", self._id, upload.size),
+                *("is out" if upload.stored else "could not be put out", upload.ended - upload.began),
+                extra={"event": "uploaded" if upload.stored else "not uploaded"},
             )
-        if error is None:
-            url.set_result(sent.result())
-        else:
-            url.set_exception(error)
 
     @property
     def all_open(self) -> bool:
@@ -174,6 +190,8 @@ class SlotOutlet:
         request = self._request
         return self._uploader.for_prediction(
             *(self._id, request.output_upload_urls, self._trace.headers(), cancel),
+            queue=self._queue.name,
+            entry=self._delivery.entry,
             attempt=self._delivery.attempt,
             scratch=self._scratch,
             confirm=lambda: self._confirm(cancel),

@@ -9,14 +9,14 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self, cast
 
 import redis
 from redis.exceptions import NoPermissionError
 
-from cog_celery.errors import ServerError
+from cog_celery.errors import ServerError, UsageError
 
 Snapshot = Mapping[str, Any]
 
@@ -35,6 +35,7 @@ FIRST_DOUBT, LAST_DOUBT = 3.0, 60.0
 PAGE: Final = 50
 """Entries that a search reads at once; one may have megabytes."""
 
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _ENTRY_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
@@ -62,13 +63,28 @@ class Watcher(Protocol):
         """A sentence for the person who waits."""
 
 
-def send(client: redis.Redis, queue: str, inputs: Mapping[str, Any]) -> Sent:
-    """Add one request to the queue, with keys of its own. Raises redis.RedisError."""
-    prediction = uuid.uuid4().hex
-    response_queue, cancel_key = f"{queue}-response-{prediction}", f"{queue}-cancel-{prediction}"
-    message = {"id": prediction, "input": inputs, "response_queue": response_queue, "cancel_key": cancel_key}
-    entry = cast(bytes, client.xadd(queue, {"value": json.dumps(message, ensure_ascii=False)}))
-    return Sent(prediction, queue, entry.decode(), response_queue, cancel_key)
+def message(queue: str, name: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """The request with an id and keys made of `name`, unless it brings its own; and as it goes to the queue."""
+    own = {"id": name, "response_queue": f"{queue}-response-{name}", "cancel_key": f"{queue}-cancel-{name}"}
+    whole = {**own, **{field: value for field, value in request.items() if value is not None or field not in own}}
+    return whole, escaped(json.dumps(whole, ensure_ascii=False)).encode()
+
+
+def escaped(text: str) -> str:
+    """JSON that can be encoded: half a surrogate pair, which JSON can name, has no form in UTF-8 but its escape."""
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def send(client: redis.Redis, queue: str, inputs: Mapping[str, Any], max_bytes: int) -> Sent:
+    """Add one request to the queue, with keys of its own. Raises UsageError when it is too large, redis.RedisError."""
+    request, value = message(queue, uuid.uuid4().hex, {"input": inputs})
+    if len(value) > max_bytes:
+        raise UsageError(
+            f"the request has {len(value)} bytes, and the queue takes {max_bytes} (COG_CELERY_MAX_REQUEST_BYTES): "
+            "send large files by --input-upload-url, or as URLs"
+        )
+    entry = cast(bytes, client.xadd(queue, {"value": value}))
+    return Sent(request["id"], queue, entry.decode(), request["response_queue"], request["cancel_key"])
 
 
 class Interrupted(Exception):
@@ -85,10 +101,29 @@ def follow(client: redis.Redis, sent: Sent, watcher: Watcher, interruptions: Cal
     with _Bell(client, sent.response_queue) as bell:
         snapshot = follower.run(bell)
     try:
-        client.expire(sent.response_queue, RESPONSE_TTL)
-        client.delete(sent.cancel_key)
+        forget(client, [sent])
     except redis.RedisError as error:
         watcher.notice(f"the keys of this request stay in Redis: {error}")
+    return snapshot
+
+
+def forget(client: redis.Redis, ended: Iterable[Sent]) -> None:
+    """Let the keys of requests that have ended go. Raises redis.RedisError."""
+    with client.pipeline(transaction=False) as pipeline:
+        for sent in ended:
+            pipeline.expire(sent.response_queue, RESPONSE_TTL)
+            pipeline.delete(sent.cancel_key)
+        pipeline.execute()
+
+
+def parsed(sent: Sent, value: bytes) -> Snapshot:
+    """The response. Raises ServerError when it is none."""
+    try:
+        snapshot = json.loads(value)
+    except (ValueError, RecursionError):
+        snapshot = None
+    if not isinstance(snapshot, dict):
+        raise ServerError(f"the response at {sent.response_queue} is no JSON object: who writes to that key?")
     return snapshot
 
 
@@ -144,12 +179,7 @@ class _Follower:
         if value is None or value == self._seen:
             return None
         self._seen = value
-        try:
-            snapshot = json.loads(value)
-        except ValueError:
-            snapshot = None
-        if not isinstance(snapshot, dict):
-            raise ServerError(f"the response at {self._sent.response_queue} is no JSON object: who writes to that key?")
+        snapshot = parsed(self._sent, value)
         self._watcher.snapshot(snapshot)
         return snapshot
 

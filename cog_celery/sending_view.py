@@ -19,14 +19,13 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from cog_celery.sending import TERMINAL, Sent, Snapshot
+from cog_celery.sending import TERMINAL, Sent, Snapshot, escaped
 
 MAX_SHOWN: Final = 10_000
 """Characters of one output or log line that are shown."""
 
 _STYLES: Final = {"succeeded": "bold green", "failed": "bold red", "canceled": "bold yellow", "processing": "cyan"}
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _DATA_URI: Final = re.compile(r"data:([^,]{0,200}),(.*)", re.DOTALL)
 _PERCENT: Final = re.compile(r"(?<![\d.])(\d{1,3})(?:\.\d+)?\s?%")
 
@@ -169,7 +168,7 @@ def print_json(out: Console, snapshot: Snapshot) -> None:
     indent = 2 if out.is_terminal else None
     # ASCII on a terminal's own encoding can always be written, and is the same JSON.
     text = json.dumps(snapshot, indent=indent, ensure_ascii=out.encoding.lower() not in ("utf-8", "utf8"))
-    out.file.write(_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
+    out.file.write(escaped(text) + "\n")
     out.file.flush()
 
 

@@ -113,6 +113,7 @@ class Serving:
             dialect(shop.agreed.dialect, delivery.value),
             shop.uploader,
             shop.spare_link,
+            shop.input_cache,
             id=id,
             max_input_bytes=shop.settings.max_input_bytes,
             scratch=self._runner.scratch,

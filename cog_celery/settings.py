@@ -828,7 +828,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
         _LOCAL,
         default="none: each is fetched again",
     ),
-    Option("input_cache_size", _SIZE, "The size of that folder; what was used least recently goes first.", _LOCAL),
+    Option(
+        "input_cache_size",
+        _SIZE,
+        "The size of that folder; what was used least recently goes first. Files below 64 KiB are not kept.",
+        _LOCAL,
+    ),
     Option(
         "input_upload_url",
         _UPLOAD,

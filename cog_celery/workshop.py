@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cog_celery.finished import Finished
 from cog_celery.guardian import Guardian
+from cog_celery.input_cache import InputCache
 from cog_celery.link import Outage, SharedLink
 from cog_celery.outputs import Uploader
 from cog_celery.rows import Rows
@@ -28,6 +29,7 @@ class Workshop:
     agreed: QueueSettings
     queue: Queue
     uploader: Uploader
+    input_cache: InputCache | None
     spare_link: SharedLink
     """For questions from threads that have no link of their own."""
     guardian: Guardian

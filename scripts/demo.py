@@ -1,7 +1,7 @@
-"""The demonstration: a fleet of one worker on a server of its own, one prediction sent to it, its files on disk.
+"""The demonstration: a real model installed, a fleet of one worker on a server of its own, one prediction sent to it.
 
 It must not know how any of that is done: it runs the command line as a user would, and keeps a small HTTP server that
-hands out the photograph and takes what is uploaded.
+takes what is uploaded and gives it back.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from cog_celery.embedded import EmbeddedServer
 from cog_celery.processes import tied
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = Path("workers", "thumbnails")
-PHOTOGRAPH = ROOT / MODEL / "chelsea.jpg"
+MODEL = Path("workers", "speech")
+RECORDING = MODEL / "station.wav"
 COMMAND = Path(sys.executable).with_name("cog-celery")
-QUEUE = "thumbnails"
-COUNT = 5
+QUEUE = "speech"
+PICTURE = "speech.svg"
+MADE = ["piece-1.wav", "piece-2.wav", "piece-3.wav", PICTURE]
 PREDICTION_TIMEOUT = 120.0
 STOP_TIMEOUT = 40.0
 INTERRUPTED = 130
 
 
 class FileServer(ThreadingHTTPServer):
-    """GET /chelsea.jpg is the photograph; PUT /upload/NAME makes the file NAME in `folder`, GET gives it back."""
+    """PUT /upload/NAME makes the file NAME in `folder`, GET gives it back."""
 
     daemon_threads = True
 
@@ -50,10 +51,7 @@ class FileServer(ThreadingHTTPServer):
 
     def file(self, url_path: str) -> Path | None:
         """The file that a URL's path stands for: never one outside of the folder."""
-        path = unquote(urlsplit(url_path).path)
-        if path == f"/{PHOTOGRAPH.name}":
-            return PHOTOGRAPH
-        folder, _, name = path.rpartition("/")
+        folder, _, name = unquote(urlsplit(url_path).path).rpartition("/")
         if folder != "/upload" or name in ("", ".", "..") or "\0" in name:
             return None
         return self.folder / name
@@ -71,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         file = self.server.file(self.path)
-        if file is None or file == PHOTOGRAPH:
+        if file is None:
             self.send_error(HTTPStatus.FORBIDDEN)
             return
         file.write_bytes(self.rfile.read(int(self.headers["Content-Length"])))
@@ -125,45 +123,49 @@ def show(command: list[str]) -> None:
 def empty(folder: Path) -> None:
     """Make the folder and remove what an earlier run left in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [*folder.glob("*.jpg"), *folder.glob("*.log")]:
+    for old in [*folder.glob("*.wav"), *folder.glob("*.svg"), *folder.glob("*.log")]:
         old.unlink()
 
 
-def run(model_python: Path, folder: Path) -> int:
+def run(folder: Path) -> int:
     empty(folder)
     log = folder / "fleet.log"
     program = str(COMMAND.relative_to(ROOT)) if COMMAND.is_relative_to(ROOT) else str(COMMAND)
-    with EmbeddedServer() as redis, file_server(folder) as files:
-        own = {name: value for name, value in os.environ.items() if not name.startswith("COG_CELERY_")}
-        env = {**own, "REDIS_URL": redis.url}
-        print(f"A server of its own: REDIS_URL={redis.url}")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COG_CELERY_")}
 
-        start = [program, "run", str(MODEL), "--queue", QUEUE, "--python", str(model_python)]
-        start += ["--upload-url", f"{files.url}/upload"]
+    print("A model that hears where somebody speaks, in an environment of its own:", flush=True)
+    install = [program, "install", str(MODEL)]
+    show(install)
+    if status := subprocess.run(install, cwd=ROOT, env=env, check=False).returncode:
+        print("\nThe demonstration failed: the model's packages could not be installed.", file=sys.stderr)
+        return status
+
+    with EmbeddedServer() as redis, file_server(folder) as files:
+        env["REDIS_URL"] = redis.url
+        print(f"\nA fleet that serves it, on a server of its own: REDIS_URL={redis.url}")
+        start = [program, "run", str(MODEL), "--queue", QUEUE, "--upload-url", f"{files.url}/upload"]
         show(start)
         with running_fleet(start, env, log) as fleet:
             print(f"(in the background; its output is in {log})")
-
-            send = [program, "send", "--queue", QUEUE, "--output", "text"]
-            for value in (f"image={files.url}/{PHOTOGRAPH.name}", f"count={COUNT}", "pause=0.5"):
-                send += ["-i", value]
+            send = [program, "send", "--queue", QUEUE, "--output", "text", "-i", f"audio=@{RECORDING}"]
+            print("\nA recording of a voice, two bells and a hiss, sent to it:")
             show(send)
             status = follow(send, env, fleet)
 
-    pictures = sorted(folder.glob("*.jpg"))
+    made = [folder / name for name in MADE if (folder / name).is_file()]
     if status == INTERRUPTED:
         raise KeyboardInterrupt
-    if status or fleet.returncode or len(pictures) != COUNT:
+    if status or fleet.returncode or len(made) != len(MADE):
         print(
             f"\nThe demonstration failed: `send` ended with {status}, `run` with {fleet.returncode}, "
-            f"and there are {len(pictures)} of {COUNT} pictures.",
+            f"and there are {len(made)} of {len(MADE)} files.",
             file=sys.stderr,
         )
         print(f"The end of {log}:\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
         return 1
-    print(f"\n{len(pictures)} thumbnails of {MODEL / PHOTOGRAPH.name}:")
-    for picture in pictures:
-        print(f"  {picture}  {picture.stat().st_size:,} bytes")
+    print("\nThe pieces of speech, and a picture of them to open in a browser:")
+    for file in made:
+        print(f"  {file}  {file.stat().st_size:,} bytes")
     print("The server, the bridge, the worker and its runner have been stopped.")
     return 0
 
@@ -188,13 +190,10 @@ def follow(send: list[str], env: Mapping[str, str], fleet: subprocess.Popen[byte
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--model-python", type=Path, required=True, help="the interpreter that has the model's packages"
-    )
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="the folder for the pictures")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="the folder for what the model makes")
     options = parser.parse_args()
     try:
-        return run(options.model_python, options.output)
+        return run(options.output)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,9 @@ _MONITORS: list[Monitor] = []
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_server: run on Debian's redis-server too, where there is one")
     config.addinivalue_line("markers", "ours: about this project's own parts; means nothing to another consumer")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell has started us in the background: what tests start would be deaf to Ctrl-C, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

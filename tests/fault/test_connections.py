@@ -101,6 +101,7 @@ def test_an_entry_that_was_taken_with_a_commit_whose_reply_was_lost_is_found(
     patient: Fleet, proxy: Proxy, monitor: Monitor
 ) -> None:
     word = uuid.uuid4().hex
+    patient.wait_ready(1)  # so that its turn begins now, and is not over at the commit
     first = patient.producer.send({"mode": "sleeps", "seconds": 0.1})
     patient.producer.wait_for(first, lambda response: True)
     before = proxy.lost

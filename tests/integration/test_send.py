@@ -17,12 +17,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import redis
 
+from cog_celery import sending_many
 from tests.support.processes import wait_until
+from tests.support.s3 import BUCKET, Rclone
 from tests.support.servers import RedisServer
+from tests.support.web import Web, reply
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,10 +95,12 @@ def environment(server: RedisServer) -> dict[str, str]:
     return env | {"PYTHONPATH": str(ROOT), "REDIS_URL": server.url, "PYTHONWARNINGS": "error"}
 
 
-def start(server: RedisServer, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+def start(
+    server: RedisServer, *arguments: str, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "cog_celery", *arguments],
-        env=environment(server),
+        env=environment(server) | (env or {}),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -330,21 +336,12 @@ def test_a_lost_connection_is_waited_out(own_server: RedisServer, queue: str) ->
         served.stop()
 
 
-def test_on_a_terminal_a_line_tells_status_progress_and_time(
-    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
-) -> None:
-    go_on = threading.Event()
-
-    def script(consumer: Consumer, request: Request) -> None:
-        consumer.set(request, "processing", None, [" 40%|####      | 4/10"])
-        go_on.wait(10)
-        consumer.set(request, "succeeded", "done", [" 40%|####      | 4/10"])
-
-    consumer(script)
+def on_a_terminal(server: RedisServer, arguments: list[str], look: Callable[[str], object]) -> tuple[int, str]:
+    """The exit status, and all that was written; `look` is given what there is so far, again and again."""
     main, side = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cog_celery", "send", "--queue", queue],
-        env=environment(redis_server) | {"TERM": "xterm", "COLUMNS": "100"},
+        [sys.executable, "-m", "cog_celery", *arguments],
+        env=environment(server) | {"TERM": "xterm", "COLUMNS": "100"},
         stdout=side,
         stderr=side,
     )
@@ -359,12 +356,288 @@ def test_on_a_terminal_a_line_tells_status_progress_and_time(
         except OSError:  # how Linux says that the other side of a terminal is closed
             break
         screen += data
-        if b"40 %" in screen:
-            go_on.set()
+        look(screen.decode(errors="replace"))
     os.close(main)
-    assert process.wait(10) == 0
-    text = screen.decode()
+    return process.wait(10), screen.decode()
+
+
+def test_on_a_terminal_a_line_tells_status_progress_and_time(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    go_on = threading.Event()
+
+    def script(consumer: Consumer, request: Request) -> None:
+        consumer.set(request, "processing", None, [" 40%|####      | 4/10"])
+        go_on.wait(10)
+        consumer.set(request, "succeeded", "done", [" 40%|####      | 4/10"])
+
+    consumer(script)
+    status, text = on_a_terminal(
+        redis_server, ["send", "--queue", queue], lambda screen: go_on.set() if "40 %" in screen else None
+    )
+    assert status == 0
     assert "40 %" in text and "Ctrl-C cancels" in text and "succeeded" in text and "output: " in text
+
+
+def lines_of(*requests: object) -> str:
+    return "".join(json.dumps(request) + "\n" for request in requests)
+
+
+def test_a_file_of_requests_is_sent_and_every_response_is_a_line(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer], tmp_path: Path
+) -> None:
+    def script(consumer: Consumer, request: Request) -> None:
+        consumer.set(request, "processing")
+        consumer.set(request, "failed" if request["input"].get("n") == 2 else "succeeded", request["input"])
+
+    served = consumer(script)
+    file = tmp_path / "requests.jsonl"
+    requests = [{"input": {"n": n}} for n in range(300)]
+    file.write_text(lines_of({"input": {"both": "line"}, "id": "mine"}, *requests))
+    status, out, err = finish(start(redis_server, "send", "--queue", queue, "--file", str(file), "-i", "both=typed"))
+    assert (status, err.count("\n")) == (1, 1)
+    assert "301 sent, 300 succeeded, 1 failed in " in err
+    responses = {line["line"]: line for line in map(json.loads, out.splitlines())}
+    assert len(responses) == out.count("\n") == 301
+    assert responses[1]["id"] == "mine" and responses[1]["output"] == {"both": "line"}
+    assert all(responses[n + 2]["output"] == {"both": "typed", "n": n} for n in range(300))
+    assert responses[4]["status"] == "failed"
+    for request in served.requests:
+        assert 0 < redis_server.client.ttl(request["response_queue"]) <= 3600
+        assert not redis_server.client.exists(request["cancel_key"])
+
+
+def test_lines_that_are_no_requests_are_told_and_the_others_sent(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    consumer(echo)
+    process = start(redis_server, "send", "--queue", queue, "--file", "-", "--output", "text", stdin=subprocess.PIPE)
+    status, out, err = finish(process, '{"input": {"a": 1}}\n\n{"text": "x"}\nno JSON\n{"input": {"a": 2}}')
+    assert status == 1
+    assert sorted(re.sub(r"\(.*?\)", "()", line) for line in out.splitlines()) == [
+        'line 1 () succeeded: {"a": 1}',
+        'line 5 () succeeded: {"a": 2}',
+    ]
+    refused = [line for line in err.splitlines() if "is not sent" in line]
+    assert [line.split(":")[1] for line in refused] == [" line 3 is not sent", " line 4 is not sent"]
+    assert "2 sent, 2 succeeded, 2 lines refused" in err
+
+
+def test_without_waiting_it_tells_the_keys(redis_server: RedisServer, queue: str) -> None:
+    process = start(redis_server, "send", "--queue", queue, "--file", "-", "--no-wait", stdin=subprocess.PIPE)
+    status, out, err = finish(process, lines_of({"input": {}, "id": None}, {"input": {}, "response_queue": "own"}))
+    assert status == 0 and "2 sent in" in err
+    told = [json.loads(line) for line in out.splitlines()]
+    entries: Any = redis_server.client.xrange(queue)
+    messages = [json.loads(fields["value"]) for _, fields in entries]
+    assert [line["entry"] for line in told] == [entry for entry, _ in entries]
+    for line, message in zip(told, messages, strict=True):
+        assert {key: line[key] for key in ("id", "response_queue", "cancel_key")} == {
+            key: message[key] for key in ("id", "response_queue", "cancel_key")
+        }
+    assert [line["response_queue"] == "own" for line in told] == [False, True]
+
+
+def test_ctrl_c_sends_no_more_and_cancels_what_is_on_its_way(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer]
+) -> None:
+    def script(consumer: Consumer, request: Request) -> None:
+        if request["input"]:
+            consumer.wait_for_cancel(request)
+            consumer.set(request, "canceled")
+        else:
+            echo(consumer, request)
+
+    served = consumer(script)
+    process = start(redis_server, "send", "--queue", queue, "--file", "-", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(lines_of({"input": {}}, {"input": {"wait": 1}}))
+    process.stdin.flush()
+    wait_until(lambda: len(served.requests) == 2, "the requests")
+    process.send_signal(signal.SIGINT)
+    status, out, err = finish(process)
+    assert status == 130
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["succeeded", "canceled"]
+    assert "nothing more is sent" in err and "canceling 1 predictions" in err
+    assert "2 sent, 1 succeeded, 1 canceled" in err and "the last line that was sent is 2" in err
+
+
+def test_requests_that_are_gone_are_not_waited_for(redis_server: RedisServer, queue: str) -> None:
+    process = start(redis_server, "send", "--queue", queue, "--file", "-", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(lines_of(*[{"input": {}}] * 20))
+    process.stdin.close()
+    process.stdin = None
+    wait_until(lambda: redis_server.client.xlen(queue) == 20, "the requests")
+    redis_server.client.delete(queue)
+    status, out, err = finish(process)
+    assert (status, out) == (1, "")
+    assert err.count("has no response: it is gone") == 20 and "20 sent, 20 lost" in err
+
+
+def test_a_lost_connection_is_waited_out_for_a_file_as_well(own_server: RedisServer, queue: str) -> None:
+    gate = threading.Event()
+
+    def script(consumer: Consumer, request: Request) -> None:
+        gate.wait(20)
+        echo(consumer, request)
+
+    served = Consumer(own_server, queue, script)
+    try:
+        process = start(own_server, "send", "--queue", queue, "--file", "-", stdin=subprocess.PIPE)
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(lines_of(*[{"input": {}}] * 5))
+        process.stdin.close()
+        process.stdin = None
+        wait_until(lambda: own_server.client.xlen(queue) == 5, "the requests")
+        own_server.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        assert "connection to Redis is lost" in process.stderr.readline()
+        assert "answers again" in process.stderr.readline()
+        gate.set()
+        status, out, _ = finish(process)
+        assert (status, out.count("succeeded")) == (0, 5)
+    finally:
+        gate.set()
+        served.stop()
+
+
+class Told:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.done: list[int] = []
+
+    def refused(self, line: int, why: str) -> None:
+        self.said.append(why)
+
+    def sent(self, request: sending_many.Request) -> None:
+        return None
+
+    def ended(self, request: sending_many.Request, snapshot: object) -> None:
+        self.done.append(request.line)
+
+    def lost(self, request: sending_many.Request, why: str) -> None:
+        self.said.append(why)
+
+    def notice(self, text: str) -> None:
+        self.said.append(text)
+
+    def tick(self) -> None:
+        return None
+
+
+def test_requests_that_an_outage_may_have_taken_along_are_told_and_not_sent_again(
+    own_server: RedisServer, queue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Consumer(own_server, queue, echo)
+    execute = redis.client.Pipeline.execute
+    batches = 0
+
+    def broken(pipeline: Any, raise_on_error: bool = True) -> Any:
+        nonlocal batches
+        answers = execute(pipeline, raise_on_error)
+        batches += not raise_on_error
+        if batches == 3 and not raise_on_error:
+            raise redis.ConnectionError
+        return answers
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", broken)
+    (tmp_path / "file").write_text(lines_of(*[{"input": {}}] * 1000))
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    told = Told()
+    plan = sending_many.Plan(sending_many.Lines(descriptor, 1000), queue, {}, 1000)
+    try:
+        with redis.Redis.from_url(own_server.url, protocol=2) as client:
+            assert not sending_many.send_all(client, plan, told, lambda: 0)
+    finally:
+        served.stop()
+        os.close(descriptor)
+    assert sorted(told.done) == list(range(1, 201))
+    assert "Lines 201 to 300 may be in the queue or not" in told.said[0]
+    assert len(served.requests) >= 200 and own_server.client.xlen(queue) + len(served.requests) == 300
+
+
+def test_on_a_terminal_a_bar_moves_and_what_fails_has_a_line(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer], tmp_path: Path
+) -> None:
+    go_on = threading.Event()
+
+    def script(consumer: Consumer, request: Request) -> None:
+        if request["input"] == {"n": 5}:
+            go_on.wait(10)
+        consumer.set(request, "succeeded" if request["input"]["n"] else "failed", error="over the cliff")
+
+    consumer(script)
+    file = tmp_path / "requests.jsonl"
+    file.write_text(lines_of(*({"input": {"n": n}} for n in range(10))))
+    status, screen = on_a_terminal(
+        redis_server,
+        ["send", "--queue", queue, "--file", str(file)],
+        lambda screen: go_on.set() if "5/10" in screen else None,
+    )
+    assert status == 1
+    assert "10 sent, 1 failed" in screen and "failed: over the cliff" in screen
+    assert screen.count("succeeded") == 1  # in the sum
+
+
+def test_a_large_file_is_put_to_the_input_upload_url_and_its_url_is_sent(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer], tmp_path: Path
+) -> None:
+    consumer(echo)
+    large, small = tmp_path / "über.jpg", tmp_path / "small.txt"
+    large.write_bytes(b"\xff" * 300_000)
+    small.write_text("hello")
+    with Web() as web, Web() as store:
+        web.on("*", lambda handler: handler.answer(307, Location=store.url + handler.path + "?signature=secret"))
+        store.on("*", reply(200))
+        arguments = ["send", "--queue", queue, "-i", f"image=@{large}", "-i", f"text=@{small}"]
+        status, out, err = finish(start(redis_server, *arguments, "--input-upload-url", web.url + "/up"))
+        assert (status, err) == (0, "")
+        [put] = store.seen
+        assert (put.method, put.length, put.headers["Content-Type"]) == ("PUT", 300_000, "image/jpeg")
+        assert re.fullmatch(r"/up/[0-9a-f]{32}/%C3%BCber.jpg\?signature=secret", put.target)
+        output = json.loads(out)["output"]
+        assert output == {
+            "image": (store.url + put.target).partition("?")[0],
+            "text": "data:text/plain;base64,aGVsbG8=",
+        }
+
+        store.on("*", reply(403))
+        status, out, err = finish(start(redis_server, *arguments, "--input-upload-url", web.url + "/up"))
+        assert (status, out) == (1, "")
+        assert err.startswith(f"cog-celery: {large}: ") and "403" in err and "secret" not in err
+
+    status, out, err = finish(start(redis_server, *arguments, env={"COG_CELERY_MAX_REQUEST_BYTES": "100000"}))
+    assert (status, out) == (2, "")
+    assert str(large) in err and "--input-upload-url" in err
+
+
+def test_a_large_file_for_a_bucket_is_sent_as_a_presigned_url(
+    redis_server: RedisServer, queue: str, consumer: Callable[[Script], Consumer], tmp_path: Path
+) -> None:
+    consumer(echo)
+    large = tmp_path / "large.bin"
+    large.write_bytes(os.urandom(300_000))
+    folder = tmp_path / "s3"
+    folder.mkdir()
+    server = Rclone(folder)
+    try:
+        arguments = ["send", "--queue", queue, "-i", f"file=@{large}", "--input-upload-url", f"s3://{BUCKET}/in"]
+        status, out, err = finish(start(redis_server, *arguments, env=server.env))
+        assert (status, err) == (0, "")
+        url = json.loads(out)["output"]["file"]
+        [key] = server.objects()
+        assert re.fullmatch("in/[0-9a-f]{32}/large.bin", key) and key in url
+        with urlopen(url, timeout=10) as answer:
+            assert answer.read() == large.read_bytes()
+
+        wrong = server.env | {"AWS_SECRET_ACCESS_KEY": "canary"}
+        status, out, err = finish(start(redis_server, *arguments, env=wrong))
+        assert (status, out) == (1, "")
+        assert f"{large}: the file large.bin could not be uploaded to s3://{BUCKET}/in/" in err and "canary" not in err
+    finally:
+        server.stop()
 
 
 def sent(server: RedisServer, queue: str, **fields: Any) -> str:

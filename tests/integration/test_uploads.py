@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import ssl
 import subprocess
@@ -23,13 +24,16 @@ from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError, UploadError
 from cog_celery.http_client import Client
 from cog_celery.outputs import Uploader
-from tests.conftest import missing
+from cog_celery.settings import Settings
+from tests.conftest import FleetFactory, missing
+from tests.support.s3 import Rclone
 from tests.support.web import LOCAL, Handler, Web, elapsed, hang, reply
 
 pytestmark = pytest.mark.ours
 
 ROOT = Path(__file__).parents[2]
-LARGE = 200 << 20
+LARGE = int(os.environ.get("COG_TEST_LARGE_MIB", "200")) << 20
+"""`COG_TEST_LARGE_MIB=2048`: as large as one would not have in every run."""
 MAX_GROWTH = 20 << 20
 
 
@@ -37,6 +41,13 @@ MAX_GROWTH = 20 << 20
 def server() -> Iterator[HTTPServer]:
     with HTTPServer(host="127.0.0.1", port=0) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rclone]:
+    server = Rclone(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
 
 
 class OldServer:
@@ -140,7 +151,7 @@ def growth(script: str, *arguments: str) -> int:
     if not Path("/proc/self/status").exists():
         missing("/proc")
     run = subprocess.run(
-        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=110
     )
     assert run.returncode == 0, run.stderr
     return int(run.stdout)
@@ -162,6 +173,64 @@ def test_a_large_upload_needs_no_memory(tmp_path: Path, mode: str) -> None:
         assert web.seen[-1].headers["Transfer-Encoding"] is None
         if mode == "put":
             assert web.seen[-1].sha256 == hashlib.sha256(bytes(LARGE)).hexdigest()
+
+
+IN_A_BUCKET = """
+import re, sys, time
+from pathlib import Path
+from cog_celery.cancel import Cancel
+from cog_celery.http_client import Client
+from cog_celery.http_uploads import Terms
+from cog_celery.output_files import open_output
+from cog_celery.s3 import Bucket
+from tests.support.web import LOCAL
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+
+bucket = Bucket("s3://files", client=Client(LOCAL, read_timeout=60), presigned=sys.argv[1] == "presigned", output="s3")
+
+def store(path):
+    bucket.store(open_output(path), "n", Terms({}, Cancel(), time.monotonic() + 300, "q", "i", "1-1"))
+
+store(sys.argv[2] + ".small")
+before = peak()
+store(sys.argv[2])
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("mode", ["s3", "presigned"])
+def test_a_large_upload_to_a_bucket_needs_no_memory(
+    tmp_path: Path, rclone: Rclone, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    path = tmp_path / "large.bin"
+    path.with_suffix(".bin.small").write_bytes(b"x")
+    with path.open("wb") as file:
+        file.truncate(LARGE)
+    for name, value in rclone.env.items():
+        monkeypatch.setenv(name, value)
+    assert growth(IN_A_BUCKET, mode, str(path)) < MAX_GROWTH
+    assert rclone.objects()["q/i/n"] == LARGE
+
+
+@pytest.mark.parametrize("mode", ["s3", "presigned"])
+def test_a_fleet_uploads_to_a_bucket_whose_keys_its_model_does_not_know(
+    fleet: FleetFactory, rclone: Rclone, mode: str
+) -> None:
+    own = fleet("gives_out", start=False, lease=1, upload_url="s3://files/all", upload_mode=mode, output_url="public")
+    own.start_bridge()
+    own.start_worker(env=rclone.env)
+    own.wait_ready()
+    environment = own.producer.predict({"how": "environment"})["output"]
+    assert [name for name in environment if name.startswith("AWS_")] == []
+    request = own.producer.send({"how": "yields own_link"})
+    snapshot = own.producer.wait(request)
+    key = f"all/{own.queue}/{request.id}/out.txt"
+    assert snapshot["output"] == [f"{rclone.url}/files/{key}"]
+    found = rclone.client.get_object(Bucket="files", Key=key)
+    assert (found["Body"].read(), found["ContentType"]) == (b"content", "text/plain")
+    assert rclone.env["AWS_SECRET_ACCESS_KEY"] not in own.log()
 
 
 def test_a_large_download_needs_no_memory(tmp_path: Path) -> None:
@@ -277,6 +346,22 @@ def test_the_usual_variable_names_certificates_to_trust(
     )
     assert run.stdout.split() == ["content", f"{secure.url}/a.txt"], run.stderr
     assert [seen.body for seen in secure.seen] == [b"", b"content"]
+
+
+def test_the_variable_of_aws_names_certificates_to_trust_for_a_bucket(
+    secure: Web, certificate: Path, tmp_path: Path, rclone: Rclone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secure.on("*", reply(200, ETag='"x"'))
+    path = tmp_path / "out.txt"
+    path.write_bytes(b"content")
+    for name, value in {**rclone.env, "AWS_ENDPOINT_URL_S3": secure.url}.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(upload_url="s3://files", output_url="s3")
+    with pytest.raises(UploadError, match="its certificate is not trusted"):
+        Uploader.of(settings).for_prediction("p").upload(str(path))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    assert Uploader.of(settings).for_prediction("p").upload(str(path)) == "s3://files/%/p/out.txt"
+    assert [seen.body for seen in secure.seen] == [b"content"]
 
 
 CANCELING = """

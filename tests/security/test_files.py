@@ -294,6 +294,7 @@ class Attempt:
             *(queue, link, SLOT, Delivery(self.entry, 1, value), request, Prediction(), Cog04()),
             Uploader(None, client=Client(LOCAL)),
             SharedLink(link),
+            None,
             id="p",
             max_input_bytes=1,
         )

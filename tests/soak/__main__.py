@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from cog_celery.failpoints import PLACES
-from tests.soak import day, deaths, entries, fencing, machine, mutations, outages, points
+from tests.soak import day, deaths, entries, fencing, machine, mutations, outages, points, together
 from tests.soak.report import Row, as_json, fill, machine_of, markdown
 from tests.soak.trial import DEFAULT_LEASE, LEASE, Asked, Part, Trial, within
 from tests.support.fleet import PEER
@@ -28,6 +28,8 @@ PARTS = (
     Part("runner-killed", "a runner dies in a prediction", 300, deaths.runner_killed),
     Part("worker-killed", "a worker dies with everything under it", 900, deaths.worker_killed),
     Part("bridge-killed", "a bridge dies", 420, deaths.bridge_killed),
+    Part("uploads-behind", "workers end while uploads are behind the running prediction", 420, together.uploads_behind),
+    Part("shared-runner", "a runner that serves four at once dies, or its worker", 420, together.shared_runner),
     Part("rolling-restart", "workers and bridges are restarted in turn, under load", 480, deaths.rolling_restart),
     Part("failpoints", "processes die or stop right after each step of delivery", 1200, points.failpoints),
     Part("redis-killed", "Redis dies, and comes back with its data", 420, outages.killed),

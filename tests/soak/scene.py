@@ -124,6 +124,7 @@ class Scene:
         rng: random.Random,
         progress: Progress,
         durable: bool,
+        at_once: int = 1,
     ) -> None:
         self.rng = rng
         self.progress = progress
@@ -131,7 +132,7 @@ class Scene:
         self.fleet = fleet
         self.monitor = monitor
         self.journal = journal
-        self.oracle = Oracle(monitor, journal.path, fleet.queue, durable=durable)
+        self.oracle = Oracle(monitor, journal.path, fleet.queue, durable=durable, at_once=at_once)
         self.loads: list[Load] = []
         self.broken = False
         self.story = ""
@@ -173,6 +174,14 @@ class Scene:
         """The terminal status."""
         status: str = self._producer.wait(sent.request, timeout=timeout)["status"]
         return status
+
+    def output(self, sent: Sent) -> object:
+        """The output so far."""
+        return (self._producer.get(sent.request) or {}).get("output")
+
+    def error(self, sent: Sent) -> object:
+        """What went wrong, if it failed."""
+        return (self._producer.get(sent.request) or {}).get("error")
 
     def cancel(self, sent: Sent) -> None:
         self._producer.cancel(sent.request)
@@ -247,6 +256,11 @@ class Scene:
         """The entries that consumers own whose names begin with this: a process's name, or one life of it."""
         lines: Any = self.client.xpending_range(self.fleet.queue, self.fleet.queue, "-", "+", 1000)
         return [line["message_id"] for line in lines if line["consumer"].startswith(prefix)]
+
+    def owners(self) -> list[str]:
+        """Who owns something."""
+        found: Any = self.client.xpending(self.fleet.queue, self.fleet.queue)
+        return [line["name"] for line in found["consumers"]]
 
     # Judging
 

@@ -136,6 +136,8 @@ class Trial:
         server_options: Sequence[str] = (),
         through: Callable[[RedisServer], Server] | None = None,
         durable: bool = True,
+        model: str | Path = "actions",
+        at_once: int = 1,
         bridges: int = 1,
         workers: int = 1,
         slots: int = 1,
@@ -144,6 +146,7 @@ class Trial:
         """A fleet of the action predictor on a server of its own. At the end all that runs must stop well.
 
         `through`: what stands between the fleet and the server. `durable`: whether a server that dies keeps its data.
+        `at_once`: predictions in one runner.
         """
         self._scenes += 1
         folder = self.folder / f"scene-{self._scenes}"
@@ -155,7 +158,7 @@ class Trial:
             fleet = Fleet(
                 server if through is None else through(server),
                 folder,
-                "actions",
+                model,
                 bridges=bridges,
                 workers=workers,
                 slots=slots,
@@ -163,7 +166,16 @@ class Trial:
                 **options,
             )
             stack.callback(fleet.discard)
-            scene = Scene(server, fleet, monitor, journal, rng=self.rng, progress=self.progress, durable=durable)
+            scene = Scene(
+                server,
+                fleet,
+                monitor,
+                journal,
+                rng=self.rng,
+                progress=self.progress,
+                durable=durable,
+                at_once=at_once,
+            )
             try:
                 fleet.start()
                 yield scene

@@ -212,8 +212,9 @@ _LISTENER = re.compile(rb'"response_queue"\s*:\s*"([^"\\]+)"')
 class History:
     """take() each thing of a recording in order, then judge(). One pass, and nothing of a request's size is kept."""
 
-    def __init__(self, queue: str, *, durable: bool = True) -> None:
+    def __init__(self, queue: str, *, durable: bool = True, at_once: int = 1) -> None:
         self._queue = queue.encode()
+        self.at_once = at_once
         self._dead = f"{queue}-dead".encode()
         self._durable = durable
         self._entries: defaultdict[str, _Entry] = defaultdict(_Entry)
@@ -489,7 +490,7 @@ class History:
         is_alive: Callable[[int, str], bool] = lambda pid, born: False,
     ) -> Verdict:
         """What held, and what did not. Without `remains` the recording alone says what became of the entries."""
-        runs = _Runs(journal, is_alive)
+        runs = _Runs(journal, is_alive, self.at_once)
         end = remains or Remains()
         violations = self._violations + runs.violations
         weakened = [f"{what} at {until:.6f}" for _, until, what in self._losses]
@@ -584,11 +585,11 @@ class History:
 class _Runs:
     """What the predictors wrote: the lives of runners, and the runs in them."""
 
-    def __init__(self, journal: Iterable[JournalLine], is_alive: Callable[[int, str], bool]) -> None:
+    def __init__(self, journal: Iterable[JournalLine], is_alive: Callable[[int, str], bool], at_once: int = 1) -> None:
         self.violations: list[Violation] = []
         self.known = False
         setups: Counter[tuple[int, str]] = Counter()
-        running: dict[tuple[int, str], str] = {}
+        running: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
         started: Counter[str] = Counter()
         self._lines: defaultdict[str, list[JournalLine]] = defaultdict(list)
         self._well: set[str] = set()
@@ -606,20 +607,24 @@ class _Runs:
                 started[line.request] += 1
                 if line.life not in setups:
                     self._violate("one setup", f"runner {line.runner} ran before it was set up", line.request)
-                if line.life in running:
-                    what = f"runner {line.runner} started {line.request!r} while {running[line.life]!r} had no end"
+                run = running[line.life]
+                if len(run) >= at_once:
+                    what = f"runner {line.runner} started {line.request!r} while {run.pop(0)!r} had no end"
                     self._violate("runs end", what, line.request)
-                running[line.life] = line.request
+                run.append(line.request)
             else:
-                if running.pop(line.life, None) != line.request:
+                if line.request not in running[line.life]:
                     self._violate(
                         "runs end", f"runner {line.runner} ended {line.request!r} without a start", line.request
                     )
+                else:
+                    running[line.life].remove(line.request)
                 if line.how == "returned":
                     self._well.add(line.request)
-        for (pid, born), mark in running.items():
-            if is_alive(pid, born):
-                self._violate("runs end", f"runner {pid} still runs {mark!r}", mark)
+        for (pid, born), marks in running.items():
+            for mark in marks:
+                if is_alive(pid, born):
+                    self._violate("runs end", f"runner {pid} still runs {mark!r}", mark)
         self.lives = len(setups)
         self.twice = [mark for mark, count in started.items() if count > 1 and mark]
 
@@ -640,11 +645,11 @@ class Oracle:
     comes back empty.
     """
 
-    def __init__(self, monitor: Monitor, journal: Path, queue: str, *, durable: bool = True) -> None:
+    def __init__(self, monitor: Monitor, journal: Path, queue: str, *, durable: bool = True, at_once: int = 1) -> None:
         self._monitor = monitor
         self._journal = journal
         self._queue = queue
-        self._history = History(queue, durable=durable)
+        self._history = History(queue, durable=durable, at_once=at_once)
         self._sent: list[Request] = []
         self._notes: list[tuple[float, str]] = []
         monitor.listen(self._history.take)
@@ -681,7 +686,7 @@ class Oracle:
         deadline = time.monotonic() + patience
         while True:
             journal = read_journal(self._journal)
-            still = _Runs(journal, _is_alive).violations
+            still = _Runs(journal, _is_alive, self._history.at_once).violations
             if time.monotonic() > deadline or not any("still runs" in violation.what for violation in still):
                 break
             time.sleep(0.05)

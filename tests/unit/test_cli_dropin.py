@@ -19,6 +19,7 @@ POSITIONS = ["redis-host", "6380", "my-queue", "", "my-worker", "my-model", "my-
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "cog.yaml").write_text("predict: predict.py:Predictor\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # without the environments of whoever runs this
     return tmp_path
 
 

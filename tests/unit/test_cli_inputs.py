@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cog_celery.cli_inputs import read_inputs
+from cog_celery.cli_inputs import SMALL, Files, read_inputs
 from cog_celery.errors import UsageError
 
 
@@ -32,9 +32,33 @@ def test_a_file_becomes_a_data_uri_with_its_media_type(tmp_path: Path) -> None:
 def test_a_file_that_does_not_fit_into_a_request_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "big.bin"
     file.write_bytes(b"x" * 101)
-    read_inputs([f"a=@{file}"], None, max_file_bytes=101)
+    read_inputs([f"a=@{file}"], None, Files(101))
     with pytest.raises(UsageError, match=r"big\.bin.*URL"):
-        read_inputs([f"a=@{file}"], None, max_file_bytes=100)
+        read_inputs([f"a=@{file}"], None, Files(100))
+
+
+def test_with_a_place_for_files_a_small_one_is_inlined_and_a_large_one_uploaded(tmp_path: Path) -> None:
+    uploaded: list[str] = []
+
+    def upload(file: Path) -> str:
+        uploaded.append(file.name)
+        return f"http://files/{file.name}"
+
+    for name, size in (("small", SMALL), ("large", SMALL + 1)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    pairs = [f"{name}=@{tmp_path / name}" for name in ("small", "large")]
+    inputs = read_inputs(pairs, None, Files(upload=upload))
+    assert inputs["large"] == "http://files/large"
+    assert str(inputs["small"]).startswith("data:")
+    assert uploaded == ["large"]
+
+
+def test_small_files_that_do_not_fit_together_are_uploaded(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 60)
+    inputs = read_inputs(
+        [f"a=@{tmp_path / 'a'}"] * 3, None, Files(150, upload=lambda file: f"http://files/{file.name}")
+    )
+    assert [str(value)[:5] for value in inputs["a"]] == ["data:", "data:", "http:"]  # type: ignore[attr-defined]
 
 
 def test_json_keeps_types_and_typed_inputs_are_laid_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from cog_celery import cli
 from cog_celery.build import read_build
+from cog_celery.indexes import Indexes, of_pip
 from cog_celery.installing import MARKER, Place, place_of, python_for
 from cog_celery.settings import Settings
 from tests.support.bare_runner import write_model
@@ -198,20 +199,21 @@ def test_a_model_that_ends_when_asked_is_told_of(tmp_path: Path) -> None:
 OFFERS = """
 import pathlib
 
-from cog import BasePredictor, Path
+from cog import BasePredictor, Path, Secret
 
 
 class Predictor(BasePredictor):
     def test_inputs():
         print("making them")
-        return {"file": pathlib.Path("notes.txt"), "text": "b"}
+        return {"file": pathlib.Path("notes.txt"), "key": Secret("a key"), "text": "b"}
 
-    def predict(self, file: Path, text: str = "a") -> str:
+    def predict(self, file: Path, key: Secret, text: str = "a") -> str:
+        assert key.get_secret_value() == "a key"
         return file.read_text() + text
 """
 
 
-def test_test_inputs_may_be_made_and_may_have_files(tmp_path: Path) -> None:
+def test_test_inputs_may_be_made_and_may_have_files_and_secrets(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", OFFERS)
     (model / "notes.txt").write_text("ä")
     predicted = invoke("predict", model)
@@ -220,7 +222,8 @@ def test_test_inputs_may_be_made_and_may_have_files(tmp_path: Path) -> None:
     assert snapshot["output"] == "äb"
     assert snapshot["logs"] == [], "what test_inputs() prints is not the prediction's"
     assert "making them" in predicted.stderr
-    assert "test_inputs: file, text" in predicted.stderr
+    assert "test_inputs: file, key, text" in predicted.stderr
+    assert "a key" not in predicted.output
 
 
 def test_inputs_that_are_given_are_all_there_is(tmp_path: Path) -> None:
@@ -368,6 +371,36 @@ def test_uv_installs_the_same(tmp_path: Path) -> None:
     assert failed.exit_code == 1
     assert "uv could not install what cog.yaml asks for" in failed.stderr
     assert "greeter==99" in failed.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
+def test_uv_takes_packages_from_where_pip_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "UV_NO_INDEX", "UV_FIND_LINKS"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))  # the user's own pip.conf, and no uv.toml
+    conf = tmp_path / "pip" / "pip.conf"
+    conf.parent.mkdir()
+    conf.write_text(
+        "[global]\nindex-url = https://user:hidden@index.invalid/simple\nfind-links = /elsewhere\n"
+        f"[install]\nno-index = true\nfind-links = {tmp_path / 'wheels'}\n"
+    )
+    model = asking(tmp_path / "model")
+    installed = invoke("install", model, "--with", "uv")
+    assert installed.exit_code == 0, installed.output
+    assert installed.stdout == "greeter  1.2\nvolume   3.0\n"
+    said = next(line for line in installed.stderr.splitlines() if "pip's configuration" in line)
+    assert {"index-url", "find-links", "no-index"} <= set(said.rpartition(": ")[2].split(", "))
+    assert "hidden" not in installed.output
+
+    environment = {**os.environ, "UV_DEFAULT_INDEX": "https://mine.invalid"}
+    assert of_pip([sys.executable], environment) == Indexes({}), "uv's own configuration comes first"
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://a.invalid https://b.invalid")
+    found = of_pip(["/no/python", sys.executable], os.environ)
+    assert found.variables["UV_INDEX"] == "https://a.invalid https://b.invalid"
+    assert found.variables["UV_INDEX_STRATEGY"] == "unsafe-best-match"
+    (tmp_path / "uv").mkdir()
+    (tmp_path / "uv" / "uv.toml").touch()
+    assert of_pip([sys.executable], os.environ) == Indexes({})
 
 
 def test_a_python_that_is_not_there_is_told_with_those_that_are(

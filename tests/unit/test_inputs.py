@@ -15,11 +15,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cog_celery import inputs
+from cog_celery import downloads, inputs
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError
 from cog_celery.http_client import TRIES, Client
-from tests.support.web import LOCAL, SilentPort, Web, closed_port, drip, elapsed, hang, hang_within, raw, reply
+from tests.support.web import (
+    LOCAL,
+    Handler,
+    Reply,
+    SilentPort,
+    Web,
+    closed_port,
+    drip,
+    elapsed,
+    hang,
+    hang_within,
+    raw,
+    reply,
+)
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hunter2secret"
@@ -171,6 +184,105 @@ def test_a_file_that_stays_truncated_is_an_error(web: Web, client: Client, tmp_p
 def test_a_truncated_chunked_file_is_an_error(web: Web, client: Client, tmp_path: Path) -> None:
     web.on("/a", raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nwo"))
     assert "the connection broke off" in refusal(web.url + "/a", tmp_path, client)
+
+
+LONG = bytes(range(250)) * 4000
+"""Longer than what is read at once, so that some of it is there when a connection breaks off."""
+
+
+def cut(sent: int, *headers: str, length: int = len(LONG)) -> Reply:
+    """The beginning of LONG, and the end of the connection."""
+    lines = ["HTTP/1.1 200 OK", f"Content-Length: {length}", *headers]
+    return raw("\r\n".join([*lines, "", ""]).encode() + LONG[:sent])
+
+
+def rest(etag: str = '"a"', *, shift: int = 0, total: int = len(LONG), sent: int | None = None) -> Reply:
+    """What is asked for of LONG, with faults."""
+
+    def act(handler: Handler) -> None:
+        start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-")) + shift
+        content = LONG[start:][:sent]
+        head = f"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{total - 1}/{total}\r\n"
+        handler.raw(f"{head}Content-Length: {total - start}\r\nETag: {etag}\r\n\r\n".encode() + content)
+
+    return act
+
+
+def ranges(web: Web) -> list[tuple[str | None, str | None]]:
+    return [(seen.headers["Range"], seen.headers["If-Range"]) for seen in web.seen]
+
+
+def test_a_download_goes_on_where_it_broke_off(web: Web, client: Client, tmp_path: Path) -> None:
+    web.on("/a", cut(600_000, 'ETag: "a"'), reply(503), rest(sent=300_000), raw(b""), rest())
+    assert one(web.url + "/a", tmp_path, client).read_bytes() == LONG
+    first, second = (f"bytes={count * downloads.BLOCK}-" for count in (2, 3))
+    assert ranges(web) == [(None, None), (first, '"a"'), (first, '"a"'), (second, '"a"'), (second, '"a"')]
+
+
+@pytest.mark.parametrize("age", [59, 60])
+def test_a_time_that_has_settled_is_as_good_as_an_etag(web: Web, client: Client, tmp_path: Path, age: int) -> None:
+    modified = "Mon, 02 Jan 2006 15:00:00 GMT"
+    headers = (f"Last-Modified: {modified}", f"Date: Mon, 02 Jan 2006 15:00:{age} GMT".replace("00:60", "01:00"))
+    web.on("/a", cut(600_000, *headers), rest() if age == 60 else reply(200, LONG))
+    assert one(web.url + "/a", tmp_path, client).read_bytes() == LONG
+    assert web.seen[1].headers["If-Range"] == (modified if age == 60 else None)
+
+
+@pytest.mark.parametrize(
+    "headers", [(), ('ETag: W/"a"',), ('ETag: "a"', "Accept-Ranges: none"), ("Last-Modified: yesterday", "Date: today")]
+)
+def test_without_what_names_the_bytes_a_download_begins_anew(
+    web: Web, client: Client, tmp_path: Path, headers: tuple[str, ...]
+) -> None:
+    web.on("/a", cut(600_000, *headers), reply(200, b"other"))
+    assert one(web.url + "/a", tmp_path, client).read_bytes() == b"other"
+    assert ranges(web) == [(None, None)] * 2
+
+
+def test_what_is_packed_begins_anew(web: Web, client: Client, tmp_path: Path) -> None:
+    packed = gzip.compress(LONG * 2, 0)
+    head = f'HTTP/1.1 200 OK\r\nETag: "a"\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n'
+    web.on("/a", raw(head.encode() + packed[:1_500_000]), reply(200, packed, ETag='"a"', Content_Encoding="gzip"))
+    assert one(web.url + "/a", tmp_path, client).read_bytes() == LONG * 2
+    assert ranges(web) == [(None, None)] * 2
+
+
+def test_a_file_that_was_replaced_meanwhile_begins_anew(web: Web, client: Client, tmp_path: Path) -> None:
+    web.on("/a", cut(600_000, 'ETag: "a"'), reply(200, b"other"))
+    assert one(web.url + "/a", tmp_path, client).read_bytes() == b"other"
+    assert web.seen[1].headers["Range"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        reply(416),
+        rest(shift=1),
+        rest(total=len(LONG) + 1),
+        rest('"b"'),
+        reply(206, LONG[-500:]),
+        reply(206, LONG[-500:], Content_Range="bytes */1000000"),
+        reply(206, LONG[-500:], Content_Range="bytes 999500-999999/1000000"),
+    ],
+)
+def test_a_rest_that_does_not_fit_is_not_taken(web: Web, client: Client, tmp_path: Path, wrong: Reply) -> None:
+    web.on("/a", cut(600_000, 'ETag: "a"'), wrong, reply(200, LONG))
+    assert one(web.url + "/a", tmp_path, client).read_bytes() == LONG
+    assert [bool(seen.headers["Range"]) for seen in web.seen] == [False, True, False]
+
+
+def test_the_rest_comes_from_where_the_beginning_came_from(web: Web, client: Client, tmp_path: Path) -> None:
+    web.on("/a", reply(302, Location="/one"), reply(302, Location="/two"))
+    web.on("/one", cut(600_000, 'ETag: "a"'))
+    web.on("/two", rest(), reply(200, LONG))
+    assert one(web.url + "/a", tmp_path, client).read_bytes() == LONG
+    assert len(web.seen) == 6
+
+
+def test_a_rest_that_never_comes_is_an_error(web: Web, client: Client, tmp_path: Path) -> None:
+    web.on("/a", cut(600_000, 'ETag: "a"'), rest(sent=100))
+    assert "the connection broke off" in refusal(web.url + "/a", tmp_path, client)
+    assert len(web.seen) == TRIES
 
 
 @pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH_9\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\0" * 100_000])

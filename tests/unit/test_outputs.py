@@ -471,7 +471,7 @@ def test_the_prediction_id_is_safe_as_a_header(
 
 @given(st.text(max_size=300), st.text(max_size=300))
 def test_any_id_and_any_trace_make_headers(id: str, trace: str) -> None:
-    sent = Uploader(None, client=Client()).for_prediction(id, None, {"traceparent": trace})._headers
+    sent = Uploader(None, client=Client()).for_prediction(id, None, {"traceparent": trace})._terms.headers
     assert all(value.isascii() and value.isprintable() and value.strip() for value in sent.values())
 
 

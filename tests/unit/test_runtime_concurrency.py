@@ -336,12 +336,14 @@ def test_a_blocked_loop_is_told_with_its_prediction_and_place(model: Path) -> No
         runners = [stack.enter_context(started(model, python)) for python in ends]
         ids = [begin(runner, 1, "block", count=17) for runner in runners]
         for id, runner in zip(ids, runners, strict=True):
-            accepted, blocked, done = runner.until_over()
-            assert (accepted["type"], done["status"]) == ("accepted", "succeeded")
-            assert blocked["id"] == id
-            assert 1.0 <= blocked["seconds"] < 3.0
-            assert re.fullmatch(r"predict\.py:\d+", blocked["at"])
-            line = (model / "predict.py").read_text().splitlines()[int(blocked["at"].partition(":")[2]) - 1]
+            assert runner.receive()["type"] == "accepted"
+            message = runner.receive_line()
+            form = rb'\{"type":"blocked","id":"%b","seconds":(\d\.\d{3}),"at":"predict\.py:(\d+)"\}'
+            blocked = re.fullmatch(form % id.encode(), message)
+            assert blocked is not None, message
+            assert 1.0 <= float(blocked[1]) < 3.0
+            assert [message["status"] for message in runner.until_over()] == ["succeeded"]
+            line = (model / "predict.py").read_text().splitlines()[int(blocked[2]) - 1]
             assert line.strip() == "time.sleep(count / 10)"
 
 

@@ -109,6 +109,9 @@ PREDICTOR = """
             os.closerange(3, 256)
             return text
 
+        def closes_ours(self, text):
+            os.closerange(3, 256)
+
         def exits(self, text):
             os._exit(4)
 
@@ -201,9 +204,16 @@ def test_a_model_that_patches_what_everybody_uses_goes_on(runner: BareRunner) ->
 
 
 @pytest.mark.parametrize(
-    ("mode", "code"), [("exits", 4), ("exits_politely", 5), ("aborts", -signal.SIGSEGV), ("closes_all", 1)]
+    ("mode", "code", "said"),
+    [
+        ("exits", 4, ""),
+        ("exits_politely", 5, ""),
+        ("aborts", -signal.SIGSEGV, ""),
+        ("closes_all", 1, ""),
+        ("closes_ours", 1, "The model has closed the pipes to its worker"),
+    ],
 )
-def test_a_model_that_ends_its_process_is_seen_to_have_ended(model: Path, mode: str, code: int) -> None:
+def test_a_model_that_ends_its_process_is_seen_to_have_ended(model: Path, mode: str, code: int, said: str) -> None:
     with BareRunner(model) as runner:
         runner.load()
         runner.begin({"mode": mode})
@@ -211,6 +221,7 @@ def test_a_model_that_ends_its_process_is_seen_to_have_ended(model: Path, mode: 
         with pytest.raises(EOFError):
             runner.receive()
         assert runner.process.wait(10) == code
+        assert runner.logs().startswith(said)
 
 
 @pytest.mark.parametrize("version", PYTHONS)

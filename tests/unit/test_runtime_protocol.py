@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from cog_celery.runtime.cog._runner import events
 from tests.support.bare_runner import PYTHONS, BareRunner, write_model
+from tests.support.corpus import FOLDER
 
 PREDICTOR = """
     import asyncio
@@ -418,22 +420,20 @@ def test_a_predictor_can_be_described_without_its_setup(tmp_path: Path) -> None:
     with BareRunner(write_model(tmp_path, source)) as runner:
         assert runner.load(setup=False)["type"] == "ready"
         runner.send({"type": "schema"})
-        schema = runner.receive()
-        assert list(schema) == ["type", "document"]
-        assert schema["document"]["openapi"] == "3.0.2"
-        assert set(schema["document"]["paths"]) == {
-            "/",
-            "/health-check",
-            "/predictions",
-            "/predictions/{prediction_id}",
-            "/predictions/{prediction_id}/cancel",
-            "/shutdown",
-        }
+        # Laid out in the file, and in one line here.
+        document = json.dumps(json.loads((FOLDER / "document.json").read_text()), separators=(",", ":"))
+        assert runner.receive_line() == b'{"type":"schema","document":%b}' % document.encode()
         runner.send({"type": "test_inputs"})
         assert runner.receive_line() == (
             b'{"type":"test_inputs","input":{"image":null},"files":[{"at":["image"],"path":"%b"}],"error":null}'
             % str(tmp_path / "predict.py").encode()
         )
+
+
+def test_a_loop_may_be_blocked_by_nobody_that_is_known() -> None:
+    assert events.blocked(None, 1.25, "predict.py:3") == (
+        b'{"type":"blocked","id":null,"seconds":1.250,"at":"predict.py:3"}\n'
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from cog import BasePredictor, Input
 
 
 class Predictor(BasePredictor):
+    test_inputs = {"text": "world"}
+
     def setup(self) -> None:
         self.greeting = "hello"
 

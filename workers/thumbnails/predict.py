@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 
 
 class Predictor(BasePredictor):
+    test_inputs = {"image": Path("chelsea.jpg"), "count": 3}
+
     def setup(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="thumbnails-")
 

@@ -18,6 +18,8 @@ __all__ = ["Scope", "current_scope", "emit_metric"]
 
 MAX_NAME = 128
 MAX_SEGMENTS = 4
+MAX_BITS = 1023
+"""Of a whole number: what a float can hold, since that is what becomes of it where metrics are kept."""
 _SEGMENT = re.compile(r"(?!.*__)[A-Za-z](?:[A-Za-z0-9_]*[A-Za-z0-9])?\Z")
 _TYPES = (bool, int, float, str, list, dict)
 
@@ -105,6 +107,8 @@ class Scope:
 def _plain(name: str, value: Any) -> Any:
     if type(value) not in _TYPES and callable(getattr(value, "item", None)):
         value = value.item()  # a number of numpy's
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ValueError(f"metric {name!r} is too large a number")
     if not isinstance(value, _TYPES):
         raise TypeError(f"metric {name!r} must be a bool, int, float, str, list or dict, not {type(value).__name__}")
     if isinstance(value, (list, dict)):
@@ -113,10 +117,10 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _check_name(name: str) -> None:
-    segments = name.split(".")
-    if len(name) > MAX_NAME or len(segments) > MAX_SEGMENTS or not all(map(_SEGMENT.match, segments)):
+    segments = name.split(".") if isinstance(name, str) and len(name) <= MAX_NAME else [""]
+    if len(segments) > MAX_SEGMENTS or not all(map(_SEGMENT.match, segments)):
         raise ValueError(
-            f"metric name {name[: MAX_NAME + 1]!r} is not allowed: up to {MAX_SEGMENTS} segments joined by dots, "
+            f"metric name {str(name)[: MAX_NAME + 1]!r} is not allowed: up to {MAX_SEGMENTS} segments joined by dots, "
             f"{MAX_NAME} characters in all, each segment of letters, digits and single underscores, a letter first "
             "and a letter or digit last"
         )

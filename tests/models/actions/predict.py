@@ -6,6 +6,7 @@ Each line of the file named by ACTIONS_JOURNAL is one event: {"event": "setup" |
 makes setup() take 3 s, FAIL_SETUP makes it fail.
 """
 
+import asyncio
 import ctypes
 import json
 import os
@@ -191,3 +192,25 @@ class Predictor(BasePredictor):
                 time.sleep(60)
             except CancelationException:
                 print("not now", flush=True)
+
+
+class Together(BasePredictor):
+    """OK and SLEEP, as many at once as cog.yaml says."""
+
+    async def setup(self) -> None:
+        self.journal = Journal()
+        self.journal.write("setup")
+
+    async def predict(
+        self, action: str = Input(choices=["OK", "SLEEP"]), seconds: float = Input(default=0, ge=0), text: str = ""
+    ) -> str:
+        self.journal.write("start", text)
+        how = "returned"
+        try:
+            await asyncio.sleep(seconds)
+        except BaseException as error:
+            how = type(error).__name__
+            raise
+        finally:
+            self.journal.write("end", text, how)
+        return text

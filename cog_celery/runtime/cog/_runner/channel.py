@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
+from errno import EBADF
 from os import read, write  # as they are now, whatever the model does to them
 from typing import Callable, Optional
 
 READ_SIZE = 1 << 16
+_CLOSED = b"The model has closed the pipes to its worker: close no file descriptor that is not your own.\n"
 
 
 class Channel:
@@ -59,7 +61,12 @@ class Channel:
 
     def _read(self) -> bool:
         """Read what is there, or wait for it; False at the end."""
-        data = read(self.read_fd, READ_SIZE)
+        try:
+            data = read(self.read_fd, READ_SIZE)
+        except OSError:
+            if self.read_fd >= 0:
+                write(2, _CLOSED)
+            os._exit(1)
         if not data:
             return False
         *ended, rest = data.split(b"\n")
@@ -78,7 +85,9 @@ class Channel:
             while sent < len(line):
                 line = line[sent:]
                 sent = write(self._write_fd, line)
-        except OSError:
+        except OSError as error:
+            if error.errno == EBADF and self._write_fd >= 0:  # not by the worker, nor in a fork
+                write(2, _CLOSED)
             os._exit(1)
 
     def _abandon(self) -> None:

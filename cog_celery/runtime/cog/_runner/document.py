@@ -29,6 +29,10 @@ _PLAIN: dict[Any, Schema] = {
 }
 _FILE = {"type": "string", "format": "uri"}
 _SECRET = {"type": "string", "format": "password", "writeOnly": True, "x-cog-secret": True}
+_COMPONENTS = {
+    *("Input", "Output", "PredictionRequest", "PredictionResponse", "Status", "WebhookEvent"),
+    *("HTTPValidationError", "ValidationError"),
+}
 _EVENTS = ("start", "output", "logs", "completed")
 _STATUSES = ("starting", "processing", "succeeded", "canceled", "failed")
 
@@ -38,7 +42,7 @@ def openapi(signature: Signature) -> Schema:
     components: Schema = {"Input": _inputs(signature.inputs), "Output": _output(signature.returns), **_frame()}
     for field in signature.inputs:
         if field.choices is not None:
-            components[field.name] = {
+            components[_component(field)] = {
                 "title": field.name,
                 "description": "An enumeration.",
                 "enum": field.choices,
@@ -66,7 +70,7 @@ def _inputs(fields: list[Input]) -> Schema:
 
 def _input(field: Input, order: int) -> Schema:
     info = field.info
-    choices = None if field.choices is None else {"$ref": f"#/components/schemas/{field.name}"}
+    choices = None if field.choices is None else {"$ref": f"#/components/schemas/{_component(field)}"}
     if choices is not None and not field.repeated:
         schema: Schema = {"allOf": [choices]}
     else:
@@ -76,7 +80,7 @@ def _input(field: Input, order: int) -> Schema:
         schema["title"] = _title(field.name)
     schema["x-order"] = order
     if info.description is not None:
-        schema["description"] = info.description
+        schema["description"] = str(info.description)
     if info.default_factory is None and info.default is not MISSING and info.default is not None:
         default = _plain(info.default)
         if default is not None and not field.secret:
@@ -90,6 +94,11 @@ def _input(field: Input, order: int) -> Schema:
     return schema
 
 
+def _component(field: Input) -> str:
+    """The name of the component with an input's choices: the input's, unless another component has it."""
+    return f"{field.name}Choices" if field.name in _COMPONENTS else field.name
+
+
 def _limits(field: Input) -> Schema:
     info = field.info
     limits = {
@@ -99,7 +108,8 @@ def _limits(field: Input) -> Schema:
         "maxLength": info.max_length,
         "pattern": info.regex,
     }
-    return {name: limit for name, limit in limits.items() if limit is not None}
+    # An infinite one has no form in JSON.
+    return {name: limit for name, limit in limits.items() if _plain(limit) is not None}
 
 
 def _title(name: str) -> str:
@@ -170,19 +180,31 @@ def _class(kind: Any, within: tuple[Any, ...]) -> Schema:
     fields = None if kind in within else _fields(kind)
     if fields is None:
         return {"type": "object"}
-    properties = {name: {"title": _title(name), **_type(hint, (*within, kind))} for name, (hint, _) in fields.items()}
+    properties = {name: _field(name, hint, default, (*within, kind)) for name, (hint, default, _) in fields.items()}
     schema: Schema = {"title": kind.__name__, "type": "object", "properties": properties}
-    required = [name for name, (_, is_required) in fields.items() if is_required]
+    required = [name for name, (_, _, is_required) in fields.items() if is_required]
     return {**schema, "required": required} if required else schema
 
 
-def _fields(kind: Any) -> Optional[dict[str, tuple[Any, bool]]]:
-    """The fields of a class with their types, and whether they are required; None where they are not known."""
+def _field(name: str, hint: Any, default: Any, within: tuple[Any, ...]) -> Schema:
+    schema = {"title": _title(name), **_type(hint, within)}
+    default = None if isinstance(default, (list, tuple, set, frozenset, dict)) else _plain(default)
+    if default is not None and "x-cog-secret" not in schema:
+        schema["default"] = default
+    return schema
+
+
+def _fields(kind: Any) -> Optional[dict[str, tuple[Any, Any, bool]]]:
+    """The fields of a class with type, default, and whether they are required; None where they are not known.
+
+    What stands for no default has no form in JSON.
+    """
     if is_pydantic(kind):
         declared = getattr(kind, "model_fields", None) or kind.__fields__
         return {
             name: (
                 field.annotation if hasattr(field, "annotation") else field.outer_type_,
+                field.default,
                 bool(field.is_required() if hasattr(field, "is_required") else field.required),
             )
             for name, field in declared.items()
@@ -192,12 +214,12 @@ def _fields(kind: Any) -> Optional[dict[str, tuple[Any, bool]]]:
     except Exception:  # what they name is only there for type checkers: the output is an object all the same
         return None
     if is_typed_dict(kind):
-        return {name: (hint, name in kind.__required_keys__) for name, hint in hints.items()}
+        return {name: (hint, None, name in kind.__required_keys__) for name, hint in hints.items()}
     if hasattr(kind, "__dataclass_fields__"):
         dataclasses = sys.modules["dataclasses"]
         missing = dataclasses.MISSING
         return {
-            f.name: (hints.get(f.name, Any), f.default is missing and f.default_factory is missing)
+            f.name: (hints.get(f.name, Any), f.default, f.default is missing and f.default_factory is missing)
             for f in dataclasses.fields(kind)
         }
     return None
@@ -208,22 +230,24 @@ def _fields(kind: Any) -> Optional[dict[str, tuple[Any, bool]]]:
 
 def _frame() -> Schema:
     moment = {"type": "string", "format": "date-time"}
+    request = _object(
+        "PredictionRequest",
+        {
+            "input": {"$ref": "#/components/schemas/Input"},
+            "id": {"type": "string"},
+            "created_at": moment,
+            "output_file_prefix": {"type": "string"},
+            "webhook": {"type": "string", "format": "uri", "minLength": 1, "maxLength": 65536},
+        },
+    )
+    # The only property without a title, in Cog's documents too.
+    request["properties"]["webhook_events_filter"] = {
+        "type": "array",
+        "items": {"$ref": "#/components/schemas/WebhookEvent"},
+        "default": list(_EVENTS),
+    }
     return {
-        "PredictionRequest": _object(
-            "PredictionRequest",
-            {
-                "input": {"$ref": "#/components/schemas/Input"},
-                "id": {"type": "string"},
-                "created_at": moment,
-                "output_file_prefix": {"type": "string"},
-                "webhook": {"type": "string", "format": "uri", "minLength": 1, "maxLength": 65536},
-                "webhook_events_filter": {
-                    "type": "array",
-                    "items": {"$ref": "#/components/schemas/WebhookEvent"},
-                    "default": list(_EVENTS),
-                },
-            },
-        ),
+        "PredictionRequest": request,
         "PredictionResponse": _object(
             "PredictionResponse",
             {
@@ -237,7 +261,7 @@ def _frame() -> Schema:
                 "logs": {"type": "string", "default": ""},
                 "error": {"type": "string"},
                 "status": {"$ref": "#/components/schemas/Status"},
-                "metrics": {"type": "object", "additionalProperties": True},
+                "metrics": {"type": "object"},
             },
         ),
         "Status": _enumeration("Status", _STATUSES),
@@ -282,7 +306,9 @@ def _paths() -> Schema:
         "schema": {"title": "Prediction ID", "type": "string"},
     }
     prefer = {"name": "prefer", "in": "header", "required": False, "schema": {"title": "Prefer", "type": "string"}}
-    body = {"$ref": "#/components/schemas/PredictionRequest"}
+    request = {"$ref": "#/components/schemas/PredictionRequest"}
+    body = {"content": _json(request)}
+    needed = {"content": _json({"allOf": [request], "title": "Prediction Request"}), "required": True}
     answer = {"$ref": "#/components/schemas/PredictionResponse"}
     named = "/predictions/{prediction_id}"
     return {
@@ -296,7 +322,7 @@ def _paths() -> Schema:
                 "Predict Idempotent",
                 "predict_idempotent_predictions__prediction_id__put",
                 [id, prefer],
-                body,
+                needed,
                 answer,
                 refuses=True,
             ),
@@ -320,8 +346,9 @@ def _operation(
     if parameters:
         operation["parameters"] = parameters
     if body is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    operation["responses"] = {"200": _response("Successful Response", answer or {})}
+        operation["requestBody"] = body
+    anything = {"title": f"Response {name.replace('_', ' ').title()}"}
+    operation["responses"] = {"200": _response("Successful Response", answer or anything)}
     if refuses:
         refusal = {"$ref": "#/components/schemas/HTTPValidationError"}
         operation["responses"]["422"] = _response("Validation Error", refusal)
@@ -329,4 +356,8 @@ def _operation(
 
 
 def _response(description: str, schema: Schema) -> Schema:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+    return {"description": description, "content": _json(schema)}
+
+
+def _json(schema: Schema) -> Schema:
+    return {"application/json": {"schema": schema}}

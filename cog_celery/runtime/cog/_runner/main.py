@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from json import loads  # as it is now, whatever the model does to it
+from time import perf_counter
 from typing import Any, NoReturn, Optional
 
 from . import events, process
@@ -98,7 +98,7 @@ def _serve_in_loop(
 
 def _set_up(channel: Channel, message: dict[str, Any], loop: Loop) -> tuple[Predictor, int]:
     """Load the predictor and run its setup(); ends the process when that fails. With how many it may run at once."""
-    started = time.perf_counter()
+    started = perf_counter()
     wanted = message.get("concurrency", 1)
     undo = None
     if wanted > 1:
@@ -131,7 +131,7 @@ def _set_up(channel: Channel, message: dict[str, Any], loop: Loop) -> tuple[Pred
     if undo is not None and limit == 1:
         undo()
     has_healthcheck = predictor.healthcheck is not None
-    channel.send(events.ready(time.perf_counter() - started, predictor.signature.inputs, limit, has_healthcheck))
+    channel.send(events.ready(perf_counter() - started, predictor.signature.inputs, limit, has_healthcheck))
     return predictor, limit
 
 

@@ -82,12 +82,13 @@ class Files:
 
 
 class Encoder:
-    """Encodes outputs. `files` holds what has to be written down first."""
+    """Encodes outputs. `files` holds what has to be written down first; `reveal`: a Secret is its text, not masked."""
 
-    __slots__ = ("_files",)
+    __slots__ = ("_files", "_reveal")
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, reveal: bool = False) -> None:
         self._files = files
+        self._reveal = reveal
 
     def encode(self, value: Any, keep: bool = False) -> tuple[bytes, bytes]:
         """A value's JSON, and the JSON of its list of files, empty when there are none.
@@ -101,7 +102,7 @@ class Encoder:
         except (_NotPlain, TypeError, ValueError, RecursionError):
             pass
         found: list[dict[str, Any]] = []
-        plain = _Walk(self._files, keep, found).convert(value, ())
+        plain = _Walk(self._files, keep, found, self._reveal).convert(value, ())
         try:
             return _to_bytes(_encode_plain(plain)), to_json(found) if found else b""
         except ValueError as error:  # a whole number with more digits than Python writes
@@ -111,10 +112,11 @@ class Encoder:
 class _Walk:
     """One output on its way to JSON's own types."""
 
-    def __init__(self, files: Files, keep: bool, found: list[dict[str, Any]]) -> None:
+    def __init__(self, files: Files, keep: bool, found: list[dict[str, Any]], reveal: bool) -> None:
         self._files = files
         self._keep = keep
         self._found = found
+        self._reveal = reveal
 
     def convert(self, value: Any, at: tuple[Any, ...]) -> Any:
         if value is None or isinstance(value, bool):
@@ -130,7 +132,7 @@ class _Walk:
         if isinstance(value, float):
             return float(value) if value - value == 0 else None  # neither NaN nor an infinity has a form in JSON
         if isinstance(value, Secret):
-            return MASK
+            return value.get_secret_value() if self._reveal else MASK
         coder = own_coder(type(value))
         if coder is not None:
             return self.convert(coder.encode(value), at)

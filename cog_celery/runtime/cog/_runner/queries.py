@@ -70,7 +70,8 @@ class Queries:
                 given = given()
             if given is not None and not isinstance(given, dict):
                 raise TypeError(f"test_inputs is {type(given).__name__}, not a dict")
-            input, files = Encoder(Files()).encode(given)
+            # They come back as inputs, so its Secrets must be what they are.
+            input, files = Encoder(Files(), reveal=True).encode(given)
         except Exception as error:  # of the model's own code
             show(error)
             return events.test_inputs(to_json(None), b"", describe(error))

@@ -179,8 +179,14 @@ def _read_input(function: Function, parameter: Parameter) -> Input:
         raise refuse(
             f"missing type annotation for input: {field.name}", f"write {field.name}: str, or another of: {_KNOWN}"
         )
+    annotation = function.annotation(parameter)
+    if any(isinstance(mark, FieldInfo) for mark in getattr(annotation, "__metadata__", ())):
+        raise refuse(
+            f"invalid input field {field.name}: Input() within Annotated",
+            f"write it as the default: {field.name}: {type_name(bare(annotation)[0])} = Input(…)",
+        )
     try:
-        element = _unfold(field, function.annotation(parameter))
+        element = _unfold(field, annotation)
         convert = _read_element(field, element)
     except Unsupported as unsupported:
         text = (

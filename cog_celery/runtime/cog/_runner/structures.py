@@ -41,7 +41,7 @@ _KEYS: dict[Any, Converter] = {
     bool: values.to_bool,
     Any: values.to_any,
 }
-_MARKS = ("Required", "NotRequired", "ReadOnly", "Final", "InitVar")
+_MARKS = ("Required", "NotRequired", "ReadOnly", "Final")
 
 
 class Unsupported(Exception):
@@ -162,6 +162,8 @@ class Structures:
         if hasattr(kind, "__dataclass_fields__"):
             dataclasses = sys.modules["dataclasses"]
             hints = _hints(kind)
+            if any(isinstance(hint, dataclasses.InitVar) for hint in hints.values()):
+                raise Unsupported(f"{kind.__name__} has an InitVar", "make it a field")
             fields = {f.name: hints.get(f.name, Any) for f in dataclasses.fields(kind) if f.init}
             missing = dataclasses.MISSING
             required = frozenset(
