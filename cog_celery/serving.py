@@ -104,7 +104,6 @@ class Serving:
             shop.input_cache,
             id=id,
             max_input_bytes=shop.settings.max_input_bytes,
-            scratch=self._runner.scratch,
             record=record,
         )
         work = _Work(current, request, prediction, outlet, record, began)
@@ -214,6 +213,7 @@ class Serving:
                 wake=self._wake,
             )
             outlet.execution = current.execution = execution
+            outlet.scratch = self._runner.scratch  # another one for another runner
             if self._shop.is_revoked(current.id) or self._shop.is_revoked(current.delivery.entry):
                 execution.stop("canceled")
             # The cancel key may be there already: then predict() is not entered.
