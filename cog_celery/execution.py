@@ -149,6 +149,8 @@ class Execution:
         self._kill_at: float | None = None
         self._error = ""
         self._cancel: Cancel | None = None
+        self._hopeless = False
+        """Whether its files are not waited for any more."""
         self._outputs: deque[_Output] = deque()
         """What waits for its files, and for those before it."""
         self._end: Done | PlatformError | None = None
@@ -172,8 +174,8 @@ class Execution:
                     self._signal()
                 else:  # the runner is to answer, and may be stuck even so
                     self._kill_at = time.monotonic() + self._grace
-                if self._cancel is not None and reason != "timeout":
-                    self._cancel.set()  # what was put out in time may still arrive
+            if reason != "timeout":  # what was put out in time may still arrive, unless another reason follows
+                self._abandon_files()
         self.nudge()
 
     def nudge(self) -> None:
@@ -234,6 +236,8 @@ class Execution:
             poll.register(wake.fileno(), select.POLLIN)
             with self._lock:
                 self._wake = wake
+            if self.unshown and self._due is None:
+                self._schedule()  # what came together with the end
             try:
                 while self._outputs and not enough():
                     wake.clear()
@@ -383,6 +387,12 @@ class Execution:
                     self._cancel.set()
             return self._cancel
 
+    def _abandon_files(self) -> None:
+        with self._lock:
+            self._hopeless = True
+            if self._cancel is not None:
+                self._cancel.set()
+
     def _signal(self) -> None:
         if self._signal_at is None:
             self._runner.cancel()
@@ -410,14 +420,15 @@ class Execution:
         Whether there is something new to show.
         """
         changed = False
-        if self.reason not in (None, "timeout"):
-            self._outputs.clear()  # nobody waits for it
+        if self._hopeless:
+            self._outputs.clear()
         while self._outputs and self._outputs[0].there:
             output = self._outputs[0]
             try:
                 value = output.with_urls()
             except (UploadError, Canceled) as error:
                 self._outputs.clear()
+                self._abandon_files()
                 # Whoever canceled has left the reason; and a runner that died was the first to go wrong.
                 if isinstance(error, UploadError) and not isinstance(self._end, PlatformError):
                     self.stop("failed", str(error))
@@ -498,6 +509,8 @@ def _place(value: Any, at: list[str | int]) -> tuple[Any, str | int | None]:
         for step in at[:-1]:
             value = value[step]
         value[at[-1]]
+        if isinstance(value, str):  # it has characters, and no places
+            raise TypeError
     except (LookupError, TypeError):
         raise RunnerProtocolError(f"The runner names a file at {at}, where its output has no place.") from None
     return value, at[-1]

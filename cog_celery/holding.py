@@ -76,8 +76,13 @@ class Behind:
 
     def start(self, current: Current, end: Callable[[], None]) -> None:
         """Have `end` done; `current` is there until it is."""
+        thread = threading.Thread(target=self._run, args=(current, end), name=f"behind {self._name}", daemon=True)
         self.current = current
-        threading.Thread(target=self._run, args=(current, end), name=f"behind {self._name}", daemon=True).start()
+        try:
+            thread.start()
+        except BaseException:  # no thread to be had: what nobody ends must not be extended for ever
+            self.current = None
+            raise
 
     def _run(self, current: Current, end: Callable[[], None]) -> None:
         try:

@@ -54,11 +54,12 @@ class SlotOutlet:
         id: str,
         max_input_bytes: int,
         record: str = "",
-        scratch: str | None = None,
         trace: Trace = NO_TRACE,
     ) -> None:
         self.dialect = dialect
         self.execution: Execution | None = None
+        self.scratch: str | None = None
+        """The temporary folder of the runner that predicts."""
         self.fetching: Period | None = None
         """When files were fetched, if there were any; seconds since 1970."""
         self.uploads: list[Upload] = []
@@ -78,7 +79,6 @@ class SlotOutlet:
         self._id = id
         self._record = record
         self._max_input_bytes = max_input_bytes
-        self._scratch = scratch
         self._folder: TemporaryDirectory[str] | None = None
         self._uploads: PredictionUploads | None = None
         self._about = logs.subject.about
@@ -122,7 +122,7 @@ class SlotOutlet:
 
     def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
         # In the runner's temporary folder, which is removed even when this process is killed.
-        self._folder = TemporaryDirectory(prefix="cog-celery-", dir=self._scratch, ignore_cleanup_errors=True)
+        self._folder = TemporaryDirectory(prefix="cog-celery-", dir=self.scratch, ignore_cleanup_errors=True)
         folder = Path(self._folder.name)
         began = time.time()
         try:
@@ -193,7 +193,7 @@ class SlotOutlet:
             queue=self._queue.name,
             entry=self._delivery.entry,
             attempt=self._delivery.attempt,
-            scratch=self._scratch,
+            scratch=self.scratch,
             confirm=lambda: self._confirm(cancel),
         )
 

@@ -6,8 +6,10 @@ It must not know how a file gets to where it goes, nor which output it belongs t
 from __future__ import annotations
 
 import base64
+import math
 import os
 import re
+import resource
 import threading
 import time
 from collections import deque
@@ -28,6 +30,8 @@ from cog_celery.urls import AddressPolicy, HttpUrl
 
 MODES: Final = ("auto", "put", "multipart")
 MAX_DATA_URI_BYTES: Final = 64 << 20
+MAX_DATA_URIS_BYTES: Final = 380 << 20
+"""Of all files of a prediction that become data URIs: a third longer than they are, and Redis keeps 512 MiB."""
 MAX_BYTES: Final = 64 << 30
 MAX_FILES: Final = 10_000
 TIMEOUT: Final = 3600.0
@@ -36,7 +40,8 @@ TIMEOUT: Final = 3600.0
 PARALLEL: Final = 4
 """Files of one prediction that are sent at once."""
 MAX_OPEN: Final = 64
-"""Files of one prediction that are held open: those may be removed, or replaced."""
+"""Files of one prediction that are held open: those may be removed, or replaced. Fewer while all predictions together
+hold half of the descriptors that the process may have: sockets need some too."""
 MAX_COPY: Final = 1 << 20
 MAX_COPIES: Final = 16 << 20
 """Bytes of a file, and of all such files of a prediction, that are copied into memory when the predictor gives them
@@ -81,6 +86,19 @@ class Uploader:
         self.max_bytes = max_bytes
         self.max_files = max_files
         self.threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="upload")
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room: float = math.inf if limit == resource.RLIM_INFINITY else limit // 2
+        self._room_lock = threading.Lock()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more files may be held open than those that are being sent."""
+        return self._room > 0
+
+    def opened(self, files: int) -> None:
+        """So many more are open; less than 0: so many were closed."""
+        with self._room_lock:
+            self._room -= files
 
     def close(self) -> None:
         """Let go of threads and connections that do nothing."""
@@ -192,15 +210,20 @@ class PredictionUploads:
     @property
     def all_open(self) -> bool:
         """Whether no file needs to stay where it is."""
-        return not self._unopened
+        with self._lock:  # one may be about to be opened
+            return not self._unopened
 
     def _open(self) -> None:
         """Open as many files as may be open. With the lock."""
-        while self._unopened and len(self._opened) + self._sending < MAX_OPEN:
+        while self._unopened:
+            held = len(self._opened) + self._sending
+            if held >= MAX_OPEN or (held >= PARALLEL and not self._uploader.has_room):
+                return
             path, future = self._unopened.popleft()
             try:
                 self._terms.cancel.check()
                 self._opened.append(self._admit(path, future))
+                self._uploader.opened(1)
             except (UploadError, Canceled) as error:
                 future.set_exception(error)
 
@@ -238,6 +261,12 @@ class PredictionUploads:
                         f"The output file {quoted(file.name)} has {file.size} bytes, and a data URI may have {limit}. "
                         "Start the worker with an upload URL, or send output_upload_urls with the request."
                     )
+                if self._size > MAX_DATA_URIS_BYTES:
+                    raise UploadError(
+                        f"The output files up to {quoted(file.name)} have {self._size} bytes together, and as data "
+                        f"URIs those of a prediction may have {MAX_DATA_URIS_BYTES}. "
+                        "Start the worker with an upload URL, or send output_upload_urls with the request."
+                    )
             return _Upload(file, future, name=self._free_name(file.name))
         except BaseException:
             file.close()
@@ -266,6 +295,7 @@ class PredictionUploads:
             finally:
                 with self._lock:
                     self._copied -= upload.file.close()
+                self._uploader.opened(-1)
 
     def _take(self, upload: _Upload, terms: Terms) -> str:
         file = upload.file

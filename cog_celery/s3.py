@@ -20,9 +20,11 @@ from typing import Any, Final, Self, cast
 from urllib.parse import quote, urlsplit
 
 import boto3
+from botocore import xform_name
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
+from botocore.parsers import ResponseParserError
 from botocore.session import get_session
 
 from cog_celery import http_uploads, s3_errors, urls
@@ -129,6 +131,8 @@ class Bucket:
                 self._put_parts(file, key, terms)
             return self._output_of(key)
         except HttpFailure as failure:
+            if isinstance(failure, S3Failure) and failure.code in s3_errors.OF_CREDENTIALS:
+                self._forget_credentials()
             if failure.status is None and failure.url is not _NOWHERE:
                 where += f" at {failure.url.netloc}"
             raise http_uploads.refused(name, where, failure, failure.url) from None
@@ -173,9 +177,8 @@ class Bucket:
 
     def _put_parts(self, file: OutputFile, key: str, terms: Terms) -> None:
         mark = secrets.token_hex(16)
-        upload = self._call(terms, "create_multipart_upload", Key=key, ContentType=file.type, Metadata={MARK: mark})[
-            "UploadId"
-        ]
+        begun = self._call(terms, "create_multipart_upload", Key=key, ContentType=file.type, Metadata={MARK: mark})
+        upload = _said(begun, "UploadId")
         try:
             tags = self._send_parts(file, key, upload, terms)
             self._complete(key, upload, tags, mark, terms)
@@ -195,7 +198,7 @@ class Bucket:
                 answer = self._call(
                     until_stop, "upload_part", Key=key, UploadId=upload, PartNumber=number + 1, Body=part
                 )
-                return str(answer["ETag"])
+                return _said(answer, "ETag")
             except BaseException:
                 stop.set()
                 raise
@@ -258,7 +261,7 @@ class Bucket:
             return str(
                 api.generate_presigned_url(operation, Params={"Bucket": self.name, **parameters}, ExpiresIn=lifetime)
             )
-        except BotoCoreError as error:
+        except (BotoCoreError, ClientError, ResponseParserError) as error:
             raise _own_failure(error) from None
 
     def _call(self, terms: Terms, operation: str, **parameters: Any) -> dict[str, Any]:
@@ -271,11 +274,18 @@ class Bucket:
                     answer: dict[str, Any] = getattr(self._connect(), operation)(Bucket=self.name, **parameters)
                     return answer
             except ClientError as error:
+                if xform_name(error.operation_name) != operation:
+                    raise _own_failure(error) from None
                 raise _refusal(error) from None
-            except BotoCoreError as error:
+            except (BotoCoreError, ResponseParserError) as error:
                 raise _own_failure(error) from None
 
         return self._client.trying(attempt, terms.cancel)
+
+    def _forget_credentials(self) -> None:
+        """Have the next file look for others: files and variables are not read again by themselves."""
+        with self._lock:
+            self._api = None
 
     def _connect(self) -> Any:
         """The API, with credentials or without; those that are missing are looked for again."""
@@ -434,13 +444,27 @@ def _refusal(error: ClientError) -> S3Failure:
     return s3_errors.refusal(_NOWHERE, code, status)
 
 
-def _own_failure(error: BotoCoreError) -> S3Failure:
-    """Before anything was sent. Never the error's own text, which may repeat a configuration."""
+def _said(answer: dict[str, Any], name: str) -> str:
+    """What an answer must have, and that of a server of something else has not. Raises S3Failure."""
+    value = answer.get(name)
+    if not isinstance(value, str):
+        raise S3Failure(
+            *(_NOWHERE, "", None, f"it does not answer as S3 does, without {name}"),
+            advice="Check AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL.",
+        )
+    return value
+
+
+def _own_failure(error: BotoCoreError | ClientError | ResponseParserError) -> S3Failure:
+    """Before anything was sent to S3: a ClientError is that of whoever gives credentials.
+
+    Never the error's own text, which may repeat a configuration.
+    """
     match error:
         case NoCredentialsError():
             reason = "the worker has no credentials for it"
             advice = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the worker a role."
-        case CredentialRetrievalError():
+        case CredentialRetrievalError() | ClientError():
             reason, advice = "the worker's credentials cannot be renewed", "Look at where they come from."
         case _:
             reason = f"the request could not be made ({type(error).__name__})"

@@ -62,6 +62,9 @@ _SIGNED: Final = {
 }
 
 
+OF_CREDENTIALS: Final = frozenset(["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"])
+"""With other credentials it may be taken."""
+
 _REFUSED: Final = (400, 401, 403)
 _BY_STATUS: Final = {411: "MissingContentLength", 413: "EntityTooLarge"}
 

@@ -116,7 +116,6 @@ class Serving:
             shop.input_cache,
             id=id,
             max_input_bytes=shop.settings.max_input_bytes,
-            scratch=self._runner.scratch,
             record=record,
             trace=trace,
         )
@@ -284,6 +283,7 @@ class Serving:
                 wake=self._wake,
             )
             outlet.execution = current.execution = execution
+            outlet.scratch = self._runner.scratch  # another one for another runner
             if self._shop.is_revoked(current.id, current.delivery.entry):
                 execution.stop("canceled")
             # The cancel key may be there already: then predict() is not entered.

@@ -878,7 +878,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "max_data_uri_bytes",
         _SIZE,
-        "The size of a file that is put into a response as a data URI.",
+        "The size of a file that is put into a response as a data URI; all of a prediction together may have 380 MiB.",
         _LOCAL,
     ),
     Option("max_output_bytes", _SIZE, "The size of all output files of one prediction together.", _LOCAL),

@@ -8,17 +8,25 @@ import time
 
 import pytest
 
+from cog_celery.stream import SLOT
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
 from tests.support.processes import Process, wait_until
 from tests.support.producer import Request, bare, failed, processing, succeeded
+from tests.support.web import Web, reply
 
 pytestmark = pytest.mark.ours
 
 
 def died(exitcode: int) -> str:
     return f"Prediction failed for an unknown reason. It might have run out of memory? (exitcode {exitcode})"
+
+
+def owner(fleet: Fleet) -> str:
+    """Of the first entry that is pending."""
+    lines = fleet.client.xpending_range(fleet.queue, fleet.queue, "-", "+", 1)
+    return "".join(str(line["consumer"]) for line in lines)
 
 
 def started(fleet: Fleet, input: dict[str, object]) -> tuple[Request, int]:
@@ -43,6 +51,19 @@ def test_kill_9_in_the_middle_of_a_prediction_is_a_failure_within_a_second_and_t
     assert after["pid"] != pid
     assert after["setups"] == 1
     assert "SIGKILL" in modes.workers[0].text()
+
+
+def test_one_that_dies_before_it_takes_its_input_has_another_fetch_the_files(fleet: FleetFactory) -> None:
+    fleet_ = fleet("reads_file")
+    [runner] = fleet_.runners()
+    os.kill(runner.pid, signal.SIGSTOP)
+    with Web() as web:
+        web.on("/in.txt", reply(200, b"content"))
+        request = fleet_.producer.send({"file": f"{web.url}/in.txt"})
+        wait_until(lambda: SLOT.fullmatch(owner(fleet_)), "the claim")
+        os.kill(runner.pid, signal.SIGKILL)
+        assert fleet_.producer.wait(request)["output"].startswith("in.txt content")
+    assert "Traceback" not in fleet_.log()
 
 
 @pytest.mark.parametrize(

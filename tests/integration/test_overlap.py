@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from cog_celery.outputs import MAX_OPEN, PARALLEL
 from tests.conftest import FleetFactory
+from tests.integration.test_worker_events import client_app
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
 from tests.support.processes import wait_until
@@ -106,7 +108,10 @@ def test_one_prediction_ends_behind_the_running_one_and_the_third_waits(overlapp
     first, second, third = files(overlapping, "a", "b", "c")
     store.waits("a")
     store.waits("b")
-    assert overlapping.pending() == 2  # and the slot, which could take the third, waits
+    # And the slot, which could take the third, waits.
+    pending = overlapping.client.xpending_range(overlapping.queue, overlapping.queue, "-", "+", 10)
+    assert {line["message_id"] for line in pending} == {first.entry, second.entry}
+    assert len({line["consumer"] for line in pending}) == 2  # so that what either of them lost is found
     assert status(overlapping, third) is None
     store.let_go("a")
     overlapping.producer.wait(first)
@@ -153,6 +158,34 @@ def test_what_is_behind_is_canceled_at_once(overlapping: Fleet, store: Store) ->
     assert overlapping.producer.wait(running)["status"] == "succeeded"
 
 
+def test_what_is_behind_is_revoked_by_its_id(overlapping: Fleet, store: Store) -> None:
+    store.hold("a")
+    [first] = files(overlapping, "a")
+    store.waits("a")
+    running = overlapping.producer.send({"mode": "sleeps", "seconds": 1})
+    with client_app(overlapping.server.url) as app:
+        app.control.revoke(first.id)
+    assert bare(overlapping.producer.wait(first, timeout=0.9)) == canceled()
+    assert overlapping.producer.wait(running)["status"] == "succeeded"
+
+
+def test_no_file_is_lost_that_could_not_be_opened_before_the_next_prediction(overlapping: Fleet, store: Store) -> None:
+    first = [f"f {index}" for index in range(PARALLEL)]
+    for text in first:
+        store.hold(text)
+    count = MAX_OPEN + 10
+    request = overlapping.producer.send({"mode": "yields_files", "text": "f", "count": count})
+    for text in first:
+        store.waits(text)
+    after = overlapping.producer.send({"mode": "hello"})  # with it, what the runner kept goes
+    with pytest.raises(AssertionError):
+        overlapping.producer.wait(after, timeout=0.3)
+    for text in first:
+        store.let_go(text)
+    assert len(overlapping.producer.wait(request)["output"]) == count
+    assert overlapping.producer.wait(after)["status"] == "succeeded"
+
+
 def test_outputs_keep_their_order_while_the_predictor_works_on(
     overlapping: Fleet, monitor: Monitor, store: Store
 ) -> None:
@@ -197,12 +230,25 @@ def test_a_drain_waits_for_what_is_behind(fleet: FleetFactory, store: Store) -> 
     fleet_.producer.predict({"mode": "hello"})
     fleet_.workers[0].terminate()
     wait_until(lambda: fleet_.announced() == 0, "the drain to begin")
+    with pytest.raises(AssertionError, match="still runs"):
+        fleet_.workers[0].wait(0.5)
+    assert "released" not in fleet_.workers[0].text()
     assert status(fleet_, first) == "processing"
     store.let_go("a")
     assert fleet_.producer.wait(first)["status"] == "succeeded"
     assert fleet_.workers[0].wait(10) == 0
     consumers = [line["name"] for line in fleet_.client.xinfo_consumers(fleet_.queue, fleet_.queue)]
     assert not [name for name in consumers if name.startswith("w0-")]
+
+
+def test_a_prediction_that_timed_out_holds_no_drain_up(fleet: FleetFactory, store: Store) -> None:
+    fleet_ = fleet("modes", upload_url=store.url, predict_timeout=0.3, drain_timeout=1)
+    store.hold("f 0")
+    request = fleet_.producer.send({"mode": "yields_files", "text": "f", "count": 1, "seconds": 30})
+    store.waits("f 0")
+    fleet_.workers[0].terminate()
+    assert fleet_.workers[0].wait(10) == 0
+    assert fleet_.producer.wait(request)["error"] == "Prediction timed out"
 
 
 def test_what_is_behind_at_the_drains_limit_runs_elsewhere(fleet: FleetFactory, store: Store) -> None:

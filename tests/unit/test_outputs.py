@@ -3,19 +3,22 @@ from __future__ import annotations
 import base64
 import json
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cog_celery import mime
+from cog_celery import mime, outputs
 from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, UploadError, UsageError
 from cog_celery.http_client import TRIES, Client
+from cog_celery.output_files import OutputFile, open_output
 from cog_celery.outputs import MAX_COPY, MAX_OPEN, PARALLEL, Uploader
 from tests.support.web import LOCAL, Handler, Seen, Web, closed_port, elapsed, hang, raw, reply
 
@@ -385,6 +388,19 @@ def test_a_large_data_uri_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_data_uris_of_a_prediction_have_a_limit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "MAX_DATA_URIS_BYTES", 1000)
+    uploads = Uploader(None, client=Client()).for_prediction("p")
+    for _ in range(2):
+        assert uploads.upload(made(tmp_path, content=bytes(500)))
+    with pytest.raises(UploadError) as caught:
+        uploads.upload(made(tmp_path, "one.bin", b"x"))
+    assert str(caught.value) == (
+        "The output files up to one.bin have 1001 bytes together, and as data URIs those of a prediction may have "
+        "1000. Start the worker with an upload URL, or send output_upload_urls with the request."
+    )
+
+
 def test_a_media_type_has_an_extension() -> None:
     assert mime.extension_of("audio/x-wav") == mime.extension_of("audio/wav") == ".wav"
     assert mime.extension_of(" Image/WebP ") == ".webp"
@@ -607,6 +623,56 @@ def test_files_may_be_removed_once_they_were_given_out(web: Web, client: Client,
     assert {seen.target: seen.body.split()[0] for seen in web.seen if "late" not in seen.target} == {
         f"/out-{index}.bin": b"%d" % index for index in range(MAX_OPEN)
     }
+
+
+def test_a_file_that_is_about_to_be_opened_is_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening, go = threading.Event(), threading.Event()
+
+    def slowly(path: str, scratch: str | None = None) -> OutputFile:
+        opening.set()
+        go.wait(10)
+        return open_output(path, scratch)
+
+    monkeypatch.setattr(outputs, "open_output", slowly)
+    uploads = Uploader(None, client=Client()).for_prediction("p")
+    with ThreadPoolExecutor(2) as pool:
+        uploaded = pool.submit(uploads.upload, made(tmp_path))
+        assert opening.wait(10)
+        asked = pool.submit(lambda: (uploads.all_open, go.is_set()))
+        with pytest.raises(TimeoutError):
+            assert asked.result(0.1) == (False, False)
+        go.set()
+        assert asked.result(10) == (True, True)
+        assert uploaded.result(10).startswith("data:")
+
+
+def test_open_files_of_many_predictions_leave_half_of_the_descriptors(
+    web: Web, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2 * 20, 10**6))
+    go = threading.Event()
+
+    def hold(handler: Handler) -> None:
+        go.wait(10)
+        handler.answer(200)
+
+    web.on("*", hold)
+    uploader = Uploader(web.url, client=client)
+    predictions = [uploader.for_prediction(f"p{index}") for index in range(3)]
+    futures = [uploads.start(made(tmp_path, f"{number}.bin")) for uploads in predictions for number in range(30)]
+    links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    held = [link for link in links if os.path.islink(link) and os.readlink(link).startswith(str(tmp_path))]
+    assert len(held) <= 20 + 2 * PARALLEL
+    assert not any(uploads.all_open for uploads in predictions)
+    go.set()
+    assert all(future.result(30) for future in futures)
+    assert uploader.for_prediction("q").upload(made(tmp_path))
+    assert uploader.has_room
+
+
+def test_without_a_limit_on_descriptors_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert Uploader(None, client=Client()).has_room
 
 
 def test_few_files_of_a_prediction_are_sent_at_once(web: Web, client: Client, tmp_path: Path) -> None:

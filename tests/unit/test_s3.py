@@ -248,6 +248,49 @@ def test_credentials_that_are_missing_are_looked_for_again(
     assert "out/queue/p/late.png" in server.objects()
 
 
+@pytest.mark.parametrize("presigned", [False, True])
+def test_credentials_that_are_refused_are_looked_for_again(
+    server: S3Server, at: At, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, presigned: bool
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "OLD")
+    bucket = at(server.url, presigned=presigned)
+    file = made(tmp_path)
+    assert "it does not know the access key" in refusal(bucket, file)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    bucket.store(file, "renewed.png", terms())
+    assert "out/queue/p/renewed.png" in server.objects()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>", "credentials cannot be renewed."),
+        ("<html><p>", "the request could not be made (ResponseParserError)."),
+    ],
+)
+@pytest.mark.parametrize("presigned", [False, True])
+def test_whoever_refuses_credentials_is_not_taken_for_the_bucket(
+    at: At, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, presigned: bool, answer: str, told: str
+) -> None:
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile role]\nrole_arn = arn:aws:iam::123456789012:role/canary\nsource_profile = own\n"
+        "[profile own]\naws_access_key_id = canary\naws_secret_access_key = canary\n"
+    )
+    for name in S3Server.keys:
+        monkeypatch.delenv(name)
+    with Web() as web:
+        web.on("*", reply(403, answer.encode()))
+        for name, value in {
+            "AWS_CONFIG_FILE": str(config),
+            "AWS_PROFILE": "role",
+            "AWS_ENDPOINT_URL_STS": web.url,
+        }.items():
+            monkeypatch.setenv(name, value)
+        message = refusal(at(f"http://{closed_port()}", presigned=presigned), made(tmp_path))
+    assert told in message and "Allow" not in message
+
+
 ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>{} canary-secret-key-of-the-tests</Message></Error>'
 
 
@@ -280,6 +323,21 @@ def test_answers_that_make_no_sense_are_refusals(at: At, tmp_path: Path, answer:
     with Web() as web:
         web.on("*", reply(403, answer))
         assert len(refusal(at(web.url, presigned=presigned), made(tmp_path))) < 400
+
+
+BEGUN = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+
+
+@pytest.mark.parametrize(
+    ("answers", "lacks"), [([b""], "UploadId"), ([b"<html/>"], "UploadId"), ([BEGUN, b""], "ETag")]
+)
+def test_a_server_of_something_else_is_told_from_one_of_s3(
+    at: At, tmp_path: Path, answers: list[bytes], lacks: str
+) -> None:
+    with Web() as web:
+        web.on("*", *(reply(200, answer) for answer in answers))
+        message = refusal(at(web.url), made(tmp_path, size=LARGE))
+        assert f"it does not answer as S3 does, without {lacks}. Check AWS_ENDPOINT_URL_S3" in message
 
 
 @pytest.mark.parametrize("presigned", [False, True])
