@@ -264,7 +264,7 @@ def unharmed(fleet: Fleet) -> Iterator[None]:
     worker.check_running()
     said = worker.text()[before:]
     assert SECRET not in said and "Traceback" not in said and "a bug of ours" not in said
-    assert len(said.splitlines()) <= 5, said
+    assert len([line for line in said.splitlines() if " cog_celery.predictions: " not in line]) <= 5, said
 
 
 def observer(fleet: Fleet) -> Celery:

@@ -119,7 +119,7 @@ def canceled_while_running(runner: BareRunner, mode: str) -> tuple[Message, str]
     """Its last message, and its logs, when it is canceled in the middle."""
     runner.begin({"mode": mode})
     logs = runner.wait_for_log("begin\n")
-    time.sleep(0.01)
+    time.sleep(0.05)  # from there to where it can clean up; nothing tells
     runner.cancel()
     done = runner.until_over()[-1]
     assert done["predict_time"] < 5
