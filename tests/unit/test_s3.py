@@ -399,8 +399,9 @@ def test_cancel_ends_an_upload_that_hangs(at: At, tmp_path: Path, size: int, pre
 def test_all_ends_when_the_time_is_over(at: At, tmp_path: Path) -> None:
     with Web() as web:
         web.on("*", hang)
+        bucket, path = at(web.url), made(tmp_path)
         start = time.monotonic()
-        assert "it was too slow" in refusal(at(web.url), made(tmp_path), terms(seconds=0.2))
+        assert "it was too slow" in refusal(bucket, path, terms(seconds=0.2))
         assert elapsed(start) < 1
 
 
