@@ -25,8 +25,8 @@ demo: $(VENV)/.installed ## Find the speech in a recording with workers/speech; 
 	@$(BIN)/python scripts/demo.py
 
 .PHONY: test
-test: $(VENV)/.installed ## Run all tests, two files at a time; ARGS="-k cancel -x" goes to pytest
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.installed ## Run all tests, three files at a time; ARGS="-k cancel -x" goes to pytest
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 MODELS ?= small
 .PHONY: test-models

@@ -33,7 +33,7 @@ class Upload(NamedTuple):
     stored: bool
 
 
-class Finished(msgspec.Struct, frozen=True, kw_only=True):
+class Finished(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One delivery. Points in time are in seconds since 1970, durations in seconds, sizes in bytes.
 
     `slot`: None where a bridge has ended it; `received`: when the slot, or that bridge, had it; `ran`: whether its

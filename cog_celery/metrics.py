@@ -77,7 +77,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for 
 
 
 class WorkerMetrics:
-    """One worker's. finished() and restarted() may be called from any slot's thread; together they cost some µs."""
+    """One worker's. finished() is called by one thread, restarted() from any slot's."""
 
     def __init__(self, queue: str, about: Callable[[], About], reached: Callable[[], bool], gauges: Gauges) -> None:
         self.registry = _registry()

@@ -125,7 +125,7 @@ class Node:
         self._stopped = threading.Event()
         self._closed = threading.Event()
         self._failures = 0
-        self._telling = Telling()
+        self._telling = Telling(None if self._metrics is None else self._metrics.finished)
         self._revoked = Revoked()
         self._wake_hub = Wake()
         self._report = reporting.SetupReport(settings)
@@ -402,8 +402,6 @@ class Node:
 
     def _finished(self, finished: Finished) -> None:
         """Count failures in a row; the model may be beyond help."""
-        if self._metrics is not None:
-            self._metrics.finished(finished)
         limit = self.settings.max_failure_count
         if limit is None or not (finished.answered and finished.ran):
             return

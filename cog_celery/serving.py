@@ -232,8 +232,7 @@ class Serving:
     def _tell(self, current: Current, finished: Finished) -> None:
         """The one place where all is known of a delivery that is over."""
         current.trace.end(finished)
-        if finished.answered:  # others have had a line of their own
-            self._shop.telling.add(finished, current.about)
+        self._shop.telling.add(finished, current.trace)
         self._shop.rows.end(finished)
         self._shop.on_finished(finished)
 

@@ -44,6 +44,11 @@ def value(seen: Scraped, name: str, **labels: str) -> float:
     return found
 
 
+def count(seen: Scraped, name: str, **labels: str) -> float:
+    """A counter's figure, which is not there before the first."""
+    return sum(figure for has, figure in seen[f"cog_celery_{name}"] if labels.items() <= has.items())
+
+
 class Watched:
     """A fleet whose bridge and worker are scraped."""
 
@@ -100,7 +105,7 @@ def test_what_waits_and_runs_is_seen_as_it_is(watched: Watched) -> None:
         producer.cancel(request)
     for request in sent:
         producer.wait(request)
-    wait_until(lambda: value(watched.worker(), "predictions_total", outcome="canceled") == 3, "the cancels to count")
+    wait_until(lambda: count(watched.worker(), "predictions_total", outcome="canceled") == 3, "the cancels to count")
 
 
 def test_a_worker_whose_port_is_taken_or_whose_model_is_broken_is_seen(watched: Watched) -> None:

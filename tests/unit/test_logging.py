@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cog_celery import logs
 from cog_celery.finished import Finished, Upload
+from cog_celery.telemetry import NO_TRACE
 from cog_celery.telling import Telling
 from tests.support.web import closed_port
 
@@ -124,8 +125,8 @@ def test_the_last_line_of_a_prediction_tells_its_outcome_and_times(monkeypatch: 
 
     def tell(log: logging.Logger) -> None:
         telling = Telling()
-        telling.add(done, lambda: ABOUT)
-        telling.add(failed, lambda: ABOUT)
+        telling.add(done, NO_TRACE)
+        telling.add(failed, NO_TRACE)
         telling.start()
         telling.close()
 
