@@ -47,6 +47,7 @@ class _Progress:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="One short round, in less than a minute, without files.")
+@click.option("--only", type=click.Choice(["queue", "files"]), help="One half of it.")
 @click.option("--rounds", type=click.IntRange(1, 100), help=f"Rounds to take the medians of.  [default: {_ROUNDS}]")
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", help="JSON goes to standard output alone."
@@ -66,7 +67,15 @@ class _Progress:
     show_default=True,
     help="Where the releases of Cog are installed.",
 )
-def main(quick: bool, rounds: int | None, output: str, check: bool, pythons: Sequence[str], cache: Path) -> None:
+def main(
+    quick: bool,
+    only: str | None,
+    rounds: int | None,
+    output: str,
+    check: bool,
+    pythons: Sequence[str],
+    cache: Path,
+) -> None:
     """Measure this project beside Cog's own queue workers: one machine, one server, one run."""
     if not sys.platform.startswith("linux"):
         raise click.ClickException("the benchmark reads /proc and runs on Linux only")
@@ -75,11 +84,13 @@ def main(quick: bool, rounds: int | None, output: str, check: bool, pythons: Seq
     say = _Progress()
     results = Results(rounds or (1 if quick else _ROUNDS), _machine())
     field = _field(_given(pythons), cache.absolute(), results, say)
-    aws = None if quick else _aws(cache.absolute(), results, say)
+    with_files = only == "files" or not (quick or only)
+    aws = _aws(cache.absolute(), results, say) if with_files else None
     try:
         with EmbeddedServer() as server, Wire(server.url) as wire:
-            _run(field, wire, QUICK if quick else FULL, results, say)
-            if not quick:
+            if only != "files":
+                _run(field, wire, QUICK if quick else FULL, results, say)
+            if with_files:
                 _run_files(field, wire, aws, results, say)
     except (BenchError, CogCeleryError) as error:
         raise click.ClickException(str(error)) from None

@@ -46,11 +46,11 @@ def measure(wire: Wire, field: Sequence[Contestant], aws: Path | None, fresh: It
     if not rclone.exists():
         raise BenchError("files are measured with rclone's servers, which the development requirements bring")
     found: Say = {}
-    with tempfile.TemporaryDirectory(prefix="bench-files-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-files-", dir=_memory()) as folder:
         root = Path(folder)
         with _serving(rclone, root, "webdav") as dav, _serving(rclone, root, "s3") as s3:
             source = _make(root)
-            ours = _Ours(wire, source, f"http://127.0.0.1:{dav}", f"http://127.0.0.1:{s3}")
+            ours = _Ours(wire, source, root, f"http://127.0.0.1:{dav}", f"http://127.0.0.1:{s3}")
             found[OURS] = ours.measure(fresh)
             if curl := shutil.which("curl"):
                 found[CURL] = _curl(curl, source, f"http://127.0.0.1:{dav}")
@@ -61,6 +61,12 @@ def measure(wire: Wire, field: Sequence[Contestant], aws: Path | None, fresh: It
             milliseconds = _small(wire, contestant, store, f"bench-files-{next(fresh)}")
             found.setdefault(contestant.name, {})["files_small"] = milliseconds
     return found
+
+
+def _memory() -> str | None:
+    """A folder in memory with room for all of it, if there is one: disks have days, and minutes, of their own."""
+    folder = "/dev/shm"
+    return folder if os.path.isdir(folder) and shutil.disk_usage(folder).free > 8 * SIZE else None
 
 
 def _make(root: Path) -> Path:
@@ -100,6 +106,7 @@ def _serving(rclone: Path, root: Path, kind: str) -> Iterator[int]:
 class _Ours:
     wire: Wire
     source: Path
+    root: Path
     dav: str
     s3: str
 
@@ -111,7 +118,7 @@ class _Ours:
         program = (sys.executable, "-m", "cog_celery")
         common = ("--queue", queue, "--redis-url", f"redis://{self.wire.host}:{self.wire.port}/0")
         files = ("--upload-url", upload_url, "--allow-address", "127.0.0.0/8")
-        env = {**environment(), **aws_environment(self.s3)}
+        env = {**environment(), **aws_environment(self.s3), "TMPDIR": str(self.root)}
         folder = Path(__file__).resolve().parent.parent
         self.wire.call("FLUSHALL")
         self.wire.call("XGROUP", "CREATE", queue, queue, "0", "MKSTREAM")
@@ -173,7 +180,7 @@ def _timed(command: Sequence[str], env: Mapping[str, str]) -> float:
 
 
 def _curl(curl: str, source: Path, url: str) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="bench-curl-") as folder:
+    with tempfile.TemporaryDirectory(prefix="curl-", dir=source.parent.parent) as folder:
         target = str(Path(folder, "down.bin"))
         plain = [curl, "--silent", "--show-error", "--fail"]
         down = _timed([*plain, "--output", target, f"{url}/{BUCKET}/{source.name}"], environment())
@@ -183,7 +190,7 @@ def _curl(curl: str, source: Path, url: str) -> dict[str, float]:
 
 def _aws(aws: Path, source: Path, endpoint: str) -> dict[str, float]:
     env = {**environment(), **aws_environment(endpoint)}
-    with tempfile.TemporaryDirectory(prefix="bench-aws-") as folder:
+    with tempfile.TemporaryDirectory(prefix="aws-", dir=source.parent.parent) as folder:
         target = str(Path(folder, "down.bin"))
         plain = [str(aws), "s3", "cp", "--only-show-errors"]
         down = _timed([*plain, f"s3://{BUCKET}/{source.name}", target], env)
