@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
-from cog_celery.cli import (
+from cog_celery.cli_base import (
     FAILED,
     OUTPUT,
     SUCCEEDED,

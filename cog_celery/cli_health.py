@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from cog_celery import heartbeat
-from cog_celery.cli import FAILED, SUCCEEDED, cli, examples, load, options_of
+from cog_celery.cli_base import FAILED, SUCCEEDED, cli, examples, load, options_of
 from cog_celery.settings import Settings, given
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from cog_celery.cli import MODEL_DIR, SUCCEEDED, cli, examples, load, options_of
+from cog_celery.cli_base import MODEL_DIR, SUCCEEDED, cli, examples, load, options_of
 from cog_celery.installing import Tool
 
 TOOLS: Final = ("uv", "pip")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cog_celery.cli import FAILED, OUTPUT, SUCCEEDED, cli, complain, default_output, examples, load, options_of
+from cog_celery.cli_base import FAILED, OUTPUT, SUCCEEDED, cli, complain, default_output, examples, load, options_of
 from cog_celery.errors import ServerError, UsageError
 
 if TYPE_CHECKING:
