@@ -15,6 +15,7 @@ from tests.support.fleet import PEER, Fleet
 from tests.support.monitor import Monitor
 from tests.support.producer import Producer
 from tests.support.servers import KINDS, RedisServer, Server, binary
+from tests.support.web import Web
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
@@ -135,6 +136,13 @@ def modes(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
 def producer(modes: Fleet) -> Producer:
     """A producer of `modes`' queue."""
     return modes.producer
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """A server of files whose answers the test scripts."""
+    with Web() as web:
+        yield web
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -38,12 +38,6 @@ OTHER = "127.0.0.2"
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as web:
-        yield web
-
-
-@pytest.fixture
 def other() -> Iterator[Web]:
     """The server that nothing may reach."""
     with Web(host=OTHER) as web:

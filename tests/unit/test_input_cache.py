@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
@@ -23,26 +23,13 @@ from cog_celery.http_client import Client
 from cog_celery.input_cache import InputCache, key_of
 from cog_celery.settings import Settings
 from tests.support.processes import wait_until
-from tests.support.web import LOCAL, Handler, Web, raw, reply
+from tests.support.web import Handler, Web, raw, reply
 
 ROOT = Path(__file__).parents[2]
 SIZE = 300_000
 CONTENT = bytes(range(250)) * (SIZE // 250)
 OTHER = CONTENT[::-1]
 SECRET = "hunter2secret"
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as web:
-        yield web
-
-
-@pytest.fixture
-def client() -> Iterator[Client]:
-    client = Client(LOCAL, connect_timeout=2, read_timeout=2, first_delay=0.01)
-    yield client
-    client.close()
 
 
 @pytest.fixture

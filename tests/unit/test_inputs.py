@@ -44,13 +44,6 @@ def web() -> object:
         yield web
 
 
-@pytest.fixture
-def client() -> object:
-    client = Client(LOCAL, connect_timeout=2, read_timeout=2, first_delay=0.01)
-    yield client
-    client.close()
-
-
 def one(url: str, folder: Path, client: Client, **limits: object) -> Path:
     [path] = inputs.fetch([url], folder, client=client, **limits)  # type: ignore[arg-type]
     return path

@@ -24,6 +24,7 @@ from cog_celery.finished import Finished, Upload
 from cog_celery.gpus import Gauges
 from cog_celery.metrics import MOST_MODEL_METRICS, BridgeMetrics, MetricsServer, WorkerMetrics
 from cog_celery.presence import About, SlotSeen
+from tests.support.processes import wait_until
 from tests.support.servers import free_port
 
 SLOTS = (SlotSeen("idle"), SlotSeen("busy"))
@@ -152,14 +153,14 @@ def test_clients_that_say_nothing_keep_nobody_out_for_long(
 ) -> None:
     monkeypatch.setattr(metrics._Handler, "timeout", 0.3)
     silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(metrics.MOST_CLIENTS + 4)]
-    until = time.monotonic() + 5
-    while True:
+
+    def answered() -> bool:
         try:
-            assert get(server)
-            break
+            return bool(get(server))
         except (urllib.error.URLError, ConnectionError):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+            return False
+
+    wait_until(answered, "an answer", 5)
     for connection in silent:
         connection.close()
 

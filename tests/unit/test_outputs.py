@@ -6,7 +6,6 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,19 +23,6 @@ from tests.support.web import LOCAL, Handler, Seen, Web, closed_port, elapsed, h
 
 SECRET = "hunter2secret"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as web:
-        yield web
-
-
-@pytest.fixture
-def client() -> Iterator[Client]:
-    client = Client(LOCAL, connect_timeout=2, read_timeout=2, first_delay=0.01)
-    yield client
-    client.close()
 
 
 def made(folder: Path, name: str = "out.png", content: bytes = b"picture") -> str:

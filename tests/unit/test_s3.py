@@ -54,13 +54,6 @@ def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def client() -> Iterator[Client]:
-    client = Client(LOCAL, connect_timeout=2, read_timeout=2, first_delay=0.01)
-    yield client
-    client.close()
-
-
-@pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch, client: Client) -> Callable[..., Bucket]:
     """A bucket of the server at this URL."""
 

@@ -74,7 +74,6 @@ class Predictor(BasePredictor):
 
     def yields_a_file_and_dies(self, text: str, **_: Any) -> Any:
         yield self.write("hello.txt", text)
-        time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def model(self, text: str, **_: Any) -> Any:
