@@ -18,8 +18,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from cog_celery.embedded import EmbeddedServer
 from cog_celery.errors import CogCeleryError
+from cog_celery.local.embedded import EmbeddedServer
 
 from . import BenchError, files, peers, runtime
 from .contestants import Contestant, Job, own, peer

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from cog_celery.processes import tied
+from cog_celery.local.processes import tied
 
 from . import procfs
 

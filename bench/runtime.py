@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from cog_celery.guardian import Guardian
-from cog_celery.runner import MAIN, Done, Runner, RunnerCommand
+from cog_celery.runners.guardian import Guardian
+from cog_celery.runners.runner import MAIN, Done, Runner, RunnerCommand
 
 from . import BenchError
 from .phases import Figures

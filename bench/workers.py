@@ -17,9 +17,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cog_celery import local
-from cog_celery.embedded import EmbeddedServer
 from cog_celery.errors import CogCeleryError
+from cog_celery.local import predicting
+from cog_celery.local.embedded import EmbeddedServer
 from cog_celery.settings import Settings
 
 from . import BenchError
@@ -62,7 +62,7 @@ def _measure(wire: Wire, model: Path, upload_url: str, fresh: Iterator[int]) -> 
     )
     if installed.returncode:
         raise BenchError(f"{model.name} could not be installed:\n{installed.stderr[-1000:]}")
-    given = local.test_inputs(Settings(model_dir=str(model)).for_model())
+    given = predicting.test_inputs(Settings(model_dir=str(model)).for_model())
     figures: dict[str, float] = {}
     for slots in (1, 2):
         queue = f"bench-{model.name}-{next(fresh)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cog_celery.cli import main
+from cog_celery.cli.main import main
 
 if __name__ == "__main__":
     main()

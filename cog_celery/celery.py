@@ -14,7 +14,7 @@ from typing import Any
 from celery import Celery
 from kombu.entity import Exchange, Queue
 
-from cog_celery.requests import OUR_PREFIX
+from cog_celery.delivery.requests import OUR_PREFIX
 from cog_celery.settings import Settings
 
 TURN = "cog_celery.turn"
@@ -66,7 +66,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "event_serializer": "json",
         "task_create_missing_queues": True,
         "worker_pool": "threads",
-        "worker_consumer": "cog_celery.consuming:Consumer",
+        "worker_consumer": "cog_celery.worker.consuming:Consumer",
         "worker_enable_remote_control": settings.remote_control,
         "worker_prefetch_multiplier": 1,
         # Credits bound what comes, also after a reconnection. Nothing is acknowledged late, and so nothing is canceled.
@@ -84,7 +84,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
 class _App(Celery):  # type: ignore[misc]
     @cached_property
     def Worker(self) -> Any:
-        return self.subclass_with_self("cog_celery.worker:Worker", name="Worker")
+        return self.subclass_with_self("cog_celery.worker.process:Worker", name="Worker")
 
 
 app = _App("cog_celery", set_as_current=False)
@@ -108,7 +108,8 @@ def delete_queue(connection: Any, life: str) -> None:
 @app.task(name=TURN, send_events=False, ignore_result=True)  # type: ignore[untyped-decorator]
 def turn(*ticket: Any) -> None:
     """Give a slot of this worker a turn, beginning with the ticket's entry."""
-    from cog_celery import telemetry, worker
+    from cog_celery.telemetry import traces
+    from cog_celery.worker import process
 
-    telemetry.turn()
-    worker.node().turn(ticket)
+    traces.turn()
+    process.node().turn(ticket)

@@ -80,7 +80,9 @@ def _settings(told: dict[str, str], env: dict[str, str]) -> Settings:
 
 def main() -> int:
     """Run bridge and worker until told to stop; returns the exit status."""
-    from cog_celery import cli_base, logs, supervisor
+    from cog_celery.cli import base
+    from cog_celery.local import supervisor
+    from cog_celery.telemetry import logs
 
     def ready(settings: Settings, inputs: supervisor.Inputs) -> None:
         print(f"Waiting for message on {settings.queue}", file=sys.stderr, flush=True)
@@ -90,9 +92,9 @@ def main() -> int:
         logs.set_up(settings.log_level, settings.log_format)
         return supervisor.run(settings, embedded=False, ready=ready, stopped_early=1)
     except UsageError as error:
-        return cli_base.complain(str(error), cli_base.WRONG_USE)
+        return base.complain(str(error), base.WRONG_USE)
     except CogCeleryError as error:
-        return cli_base.complain(str(error), cli_base.FAILED)
+        return base.complain(str(error), base.FAILED)
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         folder = self.model_folder()
         python = self.python
         if not python:
-            from cog_celery.installing import python_for  # most commands have no model
+            from cog_celery.models.installing import python_for  # most commands have no model
 
             python = python_for(folder)
         # Not resolved: the interpreter of a virtual environment is a link, and finds its packages by where the link is.

@@ -21,8 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from cog_celery.embedded import EmbeddedServer
-from cog_celery.processes import tied
+from cog_celery.local.embedded import EmbeddedServer
+from cog_celery.local.processes import tied
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = Path("workers", "speech")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cog_celery import scripts
+from cog_celery.delivery import scripts
 from tests.conftest import fleets_on, recording
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 import redis
 
-from cog_celery import scripts
-from cog_celery.link import Link
-from cog_celery.scripts import Script
-from cog_celery.stream import TICKET_VERSION, Delivery, Owned, Queue, Ticket
+from cog_celery.delivery import scripts
+from cog_celery.delivery.link import Link
+from cog_celery.delivery.scripts import Script
+from cog_celery.delivery.stream import TICKET_VERSION, Delivery, Owned, Queue, Ticket
 from tests.conftest import FleetFactory, recording
 from tests.support import oracle as oracle_module
 from tests.support.monitor import Command, Gap, Monitor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -18,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from cog_celery import link as link_module
+from cog_celery.delivery import link as link_module
+from cog_celery.delivery.link import PIECE, QUIET, Link, Outage, insist
+from cog_celery.delivery.scripts import SCRIPTS
 from cog_celery.errors import ServerLost
-from cog_celery.link import PIECE, QUIET, Link, Outage, insist
-from cog_celery.scripts import SCRIPTS
 from tests.conftest import fleets_on
 from tests.support.fleet import Fleet
 from tests.support.producer import Request, succeeded

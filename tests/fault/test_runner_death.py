@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cog_celery.stream import SLOT
+from cog_celery.delivery.stream import SLOT
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor

@@ -147,7 +147,7 @@ def test_a_slot_comes_back_when_the_folder_for_its_files_does(fleet: FleetFactor
     shutil.rmtree(folder)
     os.kill(pid, signal.SIGKILL)
     request = one.producer.send({"mode": "identity"})
-    wait_until(lambda: "ERROR cog_celery.respawning: runner 0" in one.log(), "the slot to fail", timeout=5)
+    wait_until(lambda: "ERROR cog_celery.slots.respawning: runner 0" in one.log(), "the slot to fail", timeout=5)
     folder.mkdir()
     response = one.producer.wait(request, timeout=8)
     assert response["status"] == "succeeded" and response["output"]["pid"] != pid

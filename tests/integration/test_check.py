@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cog_celery import cli
+from cog_celery.cli import main as cli
 from tests.support.servers import RedisServer, free_port
 
 HELLO = Path(__file__).parents[2] / "workers" / "hello"

@@ -17,11 +17,11 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from cog_celery import cli
-from cog_celery.dead import DeadLetters
+from cog_celery.cli import main as cli
+from cog_celery.delivery.dead import DeadLetters
+from cog_celery.delivery.link import Link
+from cog_celery.delivery.stream import Delivery, Queue
 from cog_celery.errors import ServerError
-from cog_celery.link import Link
-from cog_celery.stream import Delivery, Queue
 from tests.support.fleet import Fleet
 from tests.support.servers import RedisServer
 

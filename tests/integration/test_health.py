@@ -20,9 +20,9 @@ import pytest
 import redis
 from celery import Celery
 
-from cog_celery import probing
 from cog_celery.heartbeat import SILENCE, Heartbeat, look
-from cog_celery.probing import Probe
+from cog_celery.worker import probing
+from cog_celery.worker.probing import Probe
 from tests.conftest import FleetFactory, fleets_on
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until

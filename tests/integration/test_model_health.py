@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cog_celery.reporting import READY
+from cog_celery.worker.reporting import READY
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cog_celery.outputs import MAX_OPEN, PARALLEL
+from cog_celery.files.outputs import MAX_OPEN, PARALLEL
 from tests.conftest import FleetFactory
 from tests.integration.test_worker_events import client_app
 from tests.support.fleet import Fleet

@@ -22,7 +22,7 @@ from urllib.request import urlopen
 import pytest
 import redis
 
-from cog_celery import sending_many
+from cog_celery.producer import sending_many
 from tests.support.processes import wait_until
 from tests.support.s3 import BUCKET, Rclone
 from tests.support.servers import RedisServer

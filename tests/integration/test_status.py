@@ -24,11 +24,12 @@ import redis
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from cog_celery import cli, status_view
-from cog_celery.link import Link
-from cog_celery.presence import noted
-from cog_celery.status import Look
-from cog_celery.stream import Delivery, Queue
+from cog_celery.cli import main as cli
+from cog_celery.cli import status_view
+from cog_celery.delivery.link import Link
+from cog_celery.delivery.presence import noted
+from cog_celery.delivery.status import Look
+from cog_celery.delivery.stream import Delivery, Queue
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from cog_celery.delivery.link import Link
+from cog_celery.delivery.stream import TICKET_VERSION, Delivery, Queue, Ticket
 from cog_celery.errors import GroupMissing, ServerLost, SettingsConflict
-from cog_celery.link import Link
-from cog_celery.stream import TICKET_VERSION, Delivery, Queue, Ticket
 from tests.support.monitor import Monitor
 from tests.support.servers import RedisServer
 

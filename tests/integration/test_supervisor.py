@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PARENT = """
 import os, signal, sys
 from cog_celery.settings import Settings
-from cog_celery.supervisor import Fleet, Signals
+from cog_celery.local.supervisor import Fleet, Signals
 # Whatever the tests themselves were started with.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 commands = {f"child{number}": [sys.executable, "-c", code] for number, code in enumerate(sys.argv[2:])}

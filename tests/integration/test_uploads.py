@@ -19,11 +19,11 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from cog_celery import inputs
-from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError, UploadError
-from cog_celery.http_client import Client
-from cog_celery.outputs import Uploader
+from cog_celery.files import inputs
+from cog_celery.files.cancel import Cancel
+from cog_celery.files.http_client import Client
+from cog_celery.files.outputs import Uploader
 from cog_celery.settings import Settings
 from tests.conftest import FleetFactory, missing
 from tests.support.s3 import Rclone
@@ -127,9 +127,9 @@ def test_what_is_uploaded_can_be_downloaded(tmp_path: Path) -> None:
 MEASURED = """
 import re, sys
 from pathlib import Path
-from cog_celery import inputs
-from cog_celery.http_client import Client
-from cog_celery.outputs import Uploader
+from cog_celery.files import inputs
+from cog_celery.files.http_client import Client
+from cog_celery.files.outputs import Uploader
 from tests.support.web import LOCAL
 
 def peak():
@@ -178,11 +178,11 @@ def test_a_large_upload_needs_no_memory(tmp_path: Path, mode: str) -> None:
 IN_A_BUCKET = """
 import re, sys, time
 from pathlib import Path
-from cog_celery.cancel import Cancel
-from cog_celery.http_client import Client
-from cog_celery.http_uploads import Terms
-from cog_celery.output_files import open_output
-from cog_celery.s3 import Bucket
+from cog_celery.files.cancel import Cancel
+from cog_celery.files.http_client import Client
+from cog_celery.files.http_uploads import Terms
+from cog_celery.files.output_files import open_output
+from cog_celery.files.s3 import Bucket
 from tests.support.web import LOCAL
 
 def peak():
@@ -320,9 +320,9 @@ def test_a_certificate_that_nobody_trusts_is_refused(secure: Web, tmp_path: Path
 TRUSTING = """
 import sys
 from pathlib import Path
-from cog_celery import inputs
-from cog_celery.http_client import Client
-from cog_celery.outputs import Uploader
+from cog_celery.files import inputs
+from cog_celery.files.http_client import Client
+from cog_celery.files.outputs import Uploader
 from tests.support.web import LOCAL
 
 url, folder = sys.argv[1:]
@@ -367,9 +367,10 @@ def test_the_variable_of_aws_names_certificates_to_trust_for_a_bucket(
 CANCELING = """
 import sys, threading, time
 from pathlib import Path
-from cog_celery import errors, inputs
-from cog_celery.cancel import Cancel
-from cog_celery.http_client import Client
+from cog_celery import errors
+from cog_celery.files import inputs
+from cog_celery.files.cancel import Cancel
+from cog_celery.files.http_client import Client
 from tests.support.web import LOCAL
 
 cancel = Cancel()

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from cog_celery import inputs
 from cog_celery.errors import InputError, UploadError
-from cog_celery.http_client import Client
-from cog_celery.outputs import Uploader
+from cog_celery.files import inputs
+from cog_celery.files.http_client import Client
+from cog_celery.files.outputs import Uploader
+from cog_celery.files.urls import AddressPolicy
 from cog_celery.settings import Settings
-from cog_celery.urls import AddressPolicy
 from tests.conftest import FleetFactory
 from tests.support.fleet import MODELS, ROOT
 from tests.support.web import LOCAL, Handler, Reply, Web, drip, elapsed, raw, reply
@@ -276,7 +276,7 @@ def test_a_server_that_takes_an_upload_slowly_does_not_hold_a_slot(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What the kernel has taken counts as sent, and it takes megabytes.
-    monkeypatch.setattr("cog_celery.http_client.LEAST_RATE", 64 * MEBIBYTE)
+    monkeypatch.setattr("cog_celery.files.http_client.LEAST_RATE", 64 * MEBIBYTE)
 
     def swallow_slowly(handler: Handler) -> None:
         while not handler.web.stopping.wait(0.02):
@@ -309,7 +309,7 @@ def test_an_exchange_that_moves_may_go_on(web: Web, tmp_path: Path) -> None:
 
 
 def test_all_uploads_of_a_prediction_end_in_time(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cog_celery.outputs.TIMEOUT", 0.5)
+    monkeypatch.setattr("cog_celery.files.outputs.TIMEOUT", 0.5)
 
     def slow(handler: Handler) -> None:
         handler.web.stopping.wait(0.2)

@@ -21,10 +21,10 @@ from celery import Celery
 from kombu.message import Message
 from kombu.serialization import loads
 
-from cog_celery.admission import LARGEST, Refusals, Refused, admit
 from cog_celery.celery import TURN
-from cog_celery.presence import About, Running, SlotSeen
-from cog_celery.remote import Commands
+from cog_celery.delivery.presence import About, Running, SlotSeen
+from cog_celery.worker.admission import LARGEST, Refusals, Refused, admit
+from cog_celery.worker.remote import Commands
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until

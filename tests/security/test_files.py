@@ -12,17 +12,17 @@ from urllib.parse import quote
 
 import pytest
 
-from cog_celery.cancel import Cancel
+from cog_celery.delivery.link import Link, SharedLink
+from cog_celery.delivery.prediction import Prediction
+from cog_celery.delivery.requests import PredictionRequest
+from cog_celery.delivery.snapshots import Cog04
+from cog_celery.delivery.stream import RELEASED, Delivery, Queue
 from cog_celery.errors import Canceled, UploadError
-from cog_celery.http_client import Client
-from cog_celery.link import Link, SharedLink
-from cog_celery.outlet import SlotOutlet
-from cog_celery.outputs import Uploader
-from cog_celery.prediction import Prediction
-from cog_celery.requests import PredictionRequest
+from cog_celery.files.cancel import Cancel
+from cog_celery.files.http_client import Client
+from cog_celery.files.outputs import Uploader
 from cog_celery.runtime.cog._runner.places import NotToBeGiven, real_place
-from cog_celery.snapshots import Cog04
-from cog_celery.stream import RELEASED, Delivery, Queue
+from cog_celery.slots.outlet import SlotOutlet
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.producer import Producer

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cog_celery import json_limits
-from cog_celery.json_limits import MAX_DEPTH, MAX_DIGITS
-from cog_celery.requests import PredictionRequest, Refusal, parse
-from cog_celery.snapshots import dialect
+from cog_celery.delivery import json_limits
+from cog_celery.delivery.json_limits import MAX_DEPTH, MAX_DIGITS
+from cog_celery.delivery.requests import PredictionRequest, Refusal, parse
+from cog_celery.delivery.snapshots import dialect
 from tests.support.fleet import Fleet
 
 ROOT = Path(__file__).parents[2]
@@ -163,7 +163,7 @@ HOSTILE = {
 }
 MEASURE = """
 import resource, sys, time
-from cog_celery.requests import Refusal, parse
+from cog_celery.delivery.requests import Refusal, parse
 value = sys.stdin.buffer.read()
 before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:

@@ -21,7 +21,7 @@ from tests.support.fleet import ROOT
 COPIED = ("cog_celery", "bench", "tests", "pyproject.toml")
 RUNS = 3
 TIMEOUT = 180.0
-SCRIPTS, STREAM = "cog_celery/scripts.py", "cog_celery/stream.py"
+SCRIPTS, STREAM = "cog_celery/delivery/scripts.py", "cog_celery/delivery/stream.py"
 STOPPED = ("stopped", "--times", "10", "--lease", f"{LEASE:g}")
 COMMITTED = ("failpoints", "--place", "slot.committed", "--times", "4", "--lease", f"{LEASE:g}")
 

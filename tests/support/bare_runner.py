@@ -1,6 +1,6 @@
 """A runner and nothing around it: a test speaks the protocol of docs/runner-protocol.md to it itself.
 
-It must not know cog_celery.runner, whose work it does here in the plainest way.
+It must not know cog_celery.runners.runner, whose work it does here in the plainest way.
 """
 
 from __future__ import annotations

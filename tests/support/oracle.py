@@ -23,9 +23,9 @@ from typing import Any, Literal, cast
 import msgspec
 import redis
 
-from cog_celery import scripts
-from cog_celery.requests import OUR_PREFIX
-from cog_celery.stream import BRIDGE, RELEASED, SLOT
+from cog_celery.delivery import scripts
+from cog_celery.delivery.requests import OUR_PREFIX
+from cog_celery.delivery.stream import BRIDGE, RELEASED, SLOT
 from tests.support.monitor import Command, Gap, Monitor
 from tests.support.processes import Process
 from tests.support.producer import TERMINAL, Request

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-from cog_celery.urls import AddressPolicy
+from cog_celery.files.urls import AddressPolicy
 
 KEPT_BYTES = 1 << 20
 LOCAL = AddressPolicy(allow=["127.0.0.0/8", "::1"])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cog_celery.http_client import Client
+from cog_celery.files.http_client import Client
 from tests.support.web import LOCAL
 
 

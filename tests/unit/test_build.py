@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cog_celery import interpreters
-from cog_celery.build import Build, read_build
 from cog_celery.errors import UsageError
+from cog_celery.models import interpreters
+from cog_celery.models.build import Build, read_build
 from tests.support.bare_runner import PYTHONS
 
 OURS = sys.version_info[:2]

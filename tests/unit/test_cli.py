@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cog_celery import __version__, cli, cli_fleet
+from cog_celery import __version__
+from cog_celery.cli import fleet
+from cog_celery.cli import main as cli
 from cog_celery.settings import OPTIONS, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +111,7 @@ def test_a_wrong_variable_is_named_whatever_the_command() -> None:
 
 
 def test_help_comes_at_once_and_imports_no_celery_and_no_redis() -> None:
-    code = "import sys, cog_celery.cli; print(*{'celery', 'kombu', 'redis', 'rich'} & set(sys.modules))"
+    code = "import sys, cog_celery.cli.main; print(*{'celery', 'kombu', 'redis', 'rich'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == ""
     began = time.monotonic()
@@ -138,7 +140,7 @@ def test_the_table_of_options_lists_every_option_once() -> None:
     ],
 )
 def test_the_line_to_paste_is_for_this_server_and_has_no_password(url: str, command: str) -> None:
-    text = cli_fleet.how_to_send(Settings(queues=("my queue",), redis_url=url))
+    text = fleet.how_to_send(Settings(queues=("my queue",), redis_url=url))
     assert f"{command} 'my queue' '*' value '{{\"input\":{{}},\"response_queue\":\"my queue-response\"}}'" in text
     assert "GET 'my queue-response'" in text
     assert "hunter2" not in text
@@ -146,7 +148,7 @@ def test_the_line_to_paste_is_for_this_server_and_has_no_password(url: str, comm
 
 def test_the_line_to_paste_has_an_example_of_every_input_that_the_model_must_have() -> None:
     inputs = [("text", "str"), ("image", "Path"), ("count", "int"), ("tags", "List[str]")]
-    text = cli_fleet.how_to_send(Settings(queues=("q",), redis_url="redis://127.0.0.1:7001"), inputs)
+    text = fleet.how_to_send(Settings(queues=("q",), redis_url="redis://127.0.0.1:7001"), inputs)
     message = (
         '{"input":{"text":"text","image":"https://example.com/file","count":1,"tags":[]},"response_queue":"q-response"}'
     )

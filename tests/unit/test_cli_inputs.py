@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cog_celery.cli_inputs import SMALL, Files, read_inputs
 from cog_celery.errors import UsageError
+from cog_celery.producer.given_inputs import SMALL, Files, read_inputs
 
 
 def test_values_stay_text_and_keep_what_is_behind_the_first_equals_sign() -> None:

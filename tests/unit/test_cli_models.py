@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cog_celery import cli
-from cog_celery.build import read_build
-from cog_celery.indexes import Indexes, of_pip
-from cog_celery.installing import MARKER, Place, place_of, python_for
+from cog_celery.cli import main as cli
+from cog_celery.models.build import read_build
+from cog_celery.models.indexes import Indexes, of_pip
+from cog_celery.models.installing import MARKER, Place, place_of, python_for
 from cog_celery.settings import Settings
 from tests.support.bare_runner import write_model
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from cog_celery import embedded
-from cog_celery.embedded import EmbeddedServer, find_program
 from cog_celery.errors import ServerError
-from cog_celery.processes import tied
+from cog_celery.local import embedded
+from cog_celery.local.embedded import EmbeddedServer, find_program
+from cog_celery.local.processes import tied
 from tests.support.processes import wait_until
 
 
@@ -180,7 +180,7 @@ def test_the_server_outlives_the_thread_that_started_it() -> None:
 def test_the_server_dies_with_its_parent_even_when_that_is_killed(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import signal
-        from cog_celery.embedded import EmbeddedServer
+        from cog_celery.local.embedded import EmbeddedServer
 
         server = EmbeddedServer()
         server.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cog_celery.environment import model_environment
+from cog_celery.runners.environment import model_environment
 
 
 @pytest.mark.parametrize(

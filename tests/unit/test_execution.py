@@ -11,15 +11,15 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from cog_celery.cancel import Cancel
+from cog_celery.delivery.link import Link
+from cog_celery.delivery.prediction import Prediction
+from cog_celery.delivery.stream import Delivery
 from cog_celery.errors import RunnerDied, UploadError
-from cog_celery.execution import Execution
-from cog_celery.holding import Behind, Current, Desk
-from cog_celery.link import Link
-from cog_celery.prediction import Prediction
-from cog_celery.runner import Accepted, Done, FieldError, File, Lines, Message, Output, Runner
-from cog_celery.stream import Delivery
-from cog_celery.wake import Wake
+from cog_celery.files.cancel import Cancel
+from cog_celery.runners.runner import Accepted, Done, FieldError, File, Lines, Message, Output, Runner
+from cog_celery.runners.wake import Wake
+from cog_celery.slots.execution import Execution
+from cog_celery.slots.holding import Behind, Current, Desk
 from tests.support.processes import wait_until
 
 

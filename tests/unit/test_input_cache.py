@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from cog_celery import downloads, input_cache, inputs, urls
-from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError, UploadError, UsageError
-from cog_celery.http_client import Client
-from cog_celery.input_cache import InputCache, key_of
+from cog_celery.files import downloads, input_cache, inputs, urls
+from cog_celery.files.cancel import Cancel
+from cog_celery.files.http_client import Client
+from cog_celery.files.input_cache import InputCache, key_of
 from cog_celery.settings import Settings
 from tests.support.processes import wait_until
 from tests.support.web import Handler, Web, raw, reply
@@ -136,9 +136,9 @@ def test_it_is_sent_once_when_all_ask_at_the_same_time_in_several_processes(
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from cog_celery import inputs
-from cog_celery.http_client import Client
-from cog_celery.input_cache import InputCache
+from cog_celery.files import inputs
+from cog_celery.files.http_client import Client
+from cog_celery.files.input_cache import InputCache
 from tests.support.web import LOCAL
 url, cache, folder = sys.argv[1], InputCache(Path(sys.argv[2]), 10_000_000), Path(sys.argv[3])
 client = Client(LOCAL)
@@ -365,9 +365,9 @@ def test_a_process_that_is_killed_leaves_nothing_for_long(
     script = """
 import sys
 from pathlib import Path
-from cog_celery import downloads, inputs
-from cog_celery.http_client import Client
-from cog_celery.input_cache import InputCache
+from cog_celery.files import downloads, inputs
+from cog_celery.files.http_client import Client
+from cog_celery.files.input_cache import InputCache
 from tests.support.web import LOCAL
 downloads.BLOCK = 100_000
 inputs.fetch(sys.argv[1:2], Path(sys.argv[2]), Client(LOCAL), cache=InputCache(Path(sys.argv[3]), 10_000_000))

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cog_celery import downloads, inputs
-from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, InputError
-from cog_celery.http_client import TRIES, Client
+from cog_celery.files import downloads, inputs
+from cog_celery.files.cancel import Cancel
+from cog_celery.files.http_client import TRIES, Client
 from tests.support.web import (
     LOCAL,
     Handler,
@@ -548,8 +548,9 @@ def test_a_full_disk_is_named(web: Web, tmp_path: Path) -> None:
     script = """
 import resource, sys
 from pathlib import Path
-from cog_celery import errors, inputs
-from cog_celery.http_client import Client
+from cog_celery import errors
+from cog_celery.files import inputs
+from cog_celery.files.http_client import Client
 from tests.support.web import LOCAL
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 try:

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cog_celery import logs
-from cog_celery.finished import Finished, Upload
-from cog_celery.telemetry import NO_TRACE
-from cog_celery.telling import Telling
+from cog_celery.delivery.finished import Finished, Upload
+from cog_celery.telemetry import logs
+from cog_celery.telemetry.telling import Telling
+from cog_celery.telemetry.traces import NO_TRACE
 from tests.support.web import closed_port
 
 ABOUT = logs.About("an-id", "q", "1795369588622-0", 2, 0, "1" * 32)
-HOSTILE = "2026-01-01T00:00:00.000Z INFO cog_celery.node: all is well\r\n\x1b[2J \u2028 \ud800 ü"
+HOSTILE = "2026-01-01T00:00:00.000Z INFO cog_celery.worker.node: all is well\r\n\x1b[2J \u2028 \ud800 ü"
 
 
 def written(formatter: logging.Formatter, write: Callable[[logging.Logger], object]) -> list[str]:
@@ -121,7 +121,7 @@ def test_the_last_line_of_a_prediction_tells_its_outcome_and_times(monkeypatch: 
     uploads = [Upload(at + 0.1, at + 0.22, 10, True), Upload(at + 0.12, at + 0.24, 10, True)]
     done = finished(outcome="succeeded", uploads=uploads, bytes_in=5, bytes_out=21)
     failed = finished(outcome="failed", fault="platform")
-    monkeypatch.setattr("cog_celery.telling.log", logging.getLogger("cog_celery.model"))
+    monkeypatch.setattr("cog_celery.telemetry.telling.log", logging.getLogger("cog_celery.model"))
 
     def tell(log: logging.Logger) -> None:
         telling = Telling()
@@ -178,5 +178,5 @@ def test_the_form_of_the_lines_is_a_setting_and_json_where_there_is_no_terminal(
         rest = bridge.stderr.read()
     assert all(line.startswith("{") is is_json for line in lines)
     if is_json:
-        assert {json.loads(line)["logger"] for line in lines} >= {"cog_celery.bridge"}
+        assert {json.loads(line)["logger"] for line in lines} >= {"cog_celery.bridge.process"}
     assert "canary" not in "".join(lines) + rest

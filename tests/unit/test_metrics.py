@@ -18,12 +18,12 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cog_celery import metrics
+from cog_celery.delivery.finished import Finished, Upload
+from cog_celery.delivery.presence import About, SlotSeen
 from cog_celery.errors import UsageError
-from cog_celery.finished import Finished, Upload
 from cog_celery.gpus import Gauges
-from cog_celery.metrics import MOST_MODEL_METRICS, BridgeMetrics, MetricsServer, WorkerMetrics
-from cog_celery.presence import About, SlotSeen
+from cog_celery.telemetry import metrics
+from cog_celery.telemetry.metrics import MOST_MODEL_METRICS, BridgeMetrics, MetricsServer, WorkerMetrics
 from tests.support.processes import wait_until
 from tests.support.servers import free_port
 
@@ -242,6 +242,9 @@ def test_without_nvml_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch, nvml: s
 
 
 def test_who_wants_no_metrics_does_not_pay_for_them() -> None:
-    code = "import sys, cog_celery.bridge, cog_celery.worker; print(*{'prometheus_client', 'rich'} & set(sys.modules))"
+    code = (
+        "import sys, cog_celery.bridge.process, cog_celery.worker.process;"
+        "print(*{'prometheus_client', 'rich'} & set(sys.modules))"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == ""

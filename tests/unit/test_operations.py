@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cog_celery.delivery.presence import About
 from cog_celery.gpus import Gauges
-from cog_celery.metrics import WorkerMetrics, _queues
-from cog_celery.presence import About
+from cog_celery.telemetry.metrics import WorkerMetrics, _queues
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text()
@@ -28,7 +28,7 @@ def spans(text: str) -> list[str]:
 
 def said() -> Iterator[str]:
     """The formats of all warnings and errors."""
-    for file in sorted((ROOT / "cog_celery").glob("*.py")):
+    for file in sorted((ROOT / "cog_celery").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=attr), args=[first, *_]) if (

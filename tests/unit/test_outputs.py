@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cog_celery import mime, outputs
-from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, UploadError, UsageError
-from cog_celery.http_client import TRIES, Client
-from cog_celery.output_files import OutputFile, open_output
-from cog_celery.outputs import MAX_COPY, MAX_OPEN, PARALLEL, Uploader
+from cog_celery.files import mime, outputs
+from cog_celery.files.cancel import Cancel
+from cog_celery.files.http_client import TRIES, Client
+from cog_celery.files.output_files import OutputFile, open_output
+from cog_celery.files.outputs import MAX_COPY, MAX_OPEN, PARALLEL, Uploader
 from tests.support.web import LOCAL, Handler, Seen, Web, closed_port, elapsed, hang, raw, reply
 
 SECRET = "hunter2secret"

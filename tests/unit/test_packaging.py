@@ -49,7 +49,7 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
         entry_points = opened.read(f"{info}/entry_points.txt").decode()
     assert "Requires-Python: >=3.11\n" in metadata
     assert "License-Expression: Apache-2.0\n" in metadata
-    assert "cog-celery = cog_celery.cli:main" in entry_points
+    assert "cog-celery = cog_celery.cli.main:main" in entry_points
 
 
 def pins() -> dict[str, str]:

@@ -7,8 +7,8 @@ import json
 import msgspec
 import pytest
 
-from cog_celery.prediction import Prediction
-from cog_celery.snapshots import Cog04, Cog06, timestamp
+from cog_celery.delivery.prediction import Prediction
+from cog_celery.delivery.snapshots import Cog04, Cog06, timestamp
 
 NOON = 1663848000.25
 

@@ -11,10 +11,10 @@ import msgspec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cog_celery.logs import LineSplitter
-from cog_celery.prediction import Prediction
-from cog_celery.requests import PredictionRequest, Refusal, parse
-from cog_celery.snapshots import dialect
+from cog_celery.delivery.prediction import Prediction
+from cog_celery.delivery.requests import PredictionRequest, Refusal, parse
+from cog_celery.delivery.snapshots import dialect
+from cog_celery.telemetry.logs import LineSplitter
 
 QUEUE = "q"
 LIMIT = 1 << 20

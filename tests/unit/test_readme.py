@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 from click.testing import CliRunner
 
-from cog_celery.cli import cli
+from cog_celery.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cog_celery import json_limits
-from cog_celery.requests import PredictionRequest, Refusal, expired, parse
+from cog_celery.delivery import json_limits
+from cog_celery.delivery.requests import PredictionRequest, Refusal, expired, parse
 
 
 def read(value: bytes | None, max_bytes: int = 10_000, prefix: str = "") -> PredictionRequest:

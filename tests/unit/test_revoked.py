@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from cog_celery import revoked
-from cog_celery.revoked import Revoked
+from cog_celery.worker import revoked
+from cog_celery.worker.revoked import Revoked
 
 
 def entry(ago: float) -> str:

@@ -12,8 +12,8 @@ import pytest
 from celery import Celery
 from celery.events.state import State, Task
 
-from cog_celery.finished import Finished
-from cog_celery.rows import Rows, node_name
+from cog_celery.delivery.finished import Finished
+from cog_celery.telemetry.rows import Rows, node_name
 from tests.support.processes import wait_until
 
 HERE, ELSEWHERE = node_name("q", "one"), node_name("q", "two")

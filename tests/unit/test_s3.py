@@ -20,13 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cog_celery.cancel import Cancel
 from cog_celery.errors import Canceled, UploadError, UsageError
-from cog_celery.http_client import TRIES, Client
-from cog_celery.http_uploads import Terms
-from cog_celery.output_files import OutputFile, open_output
-from cog_celery.outputs import Uploader
-from cog_celery.s3 import PART_BYTES, SINGLE_BYTES, Bucket, key_part
+from cog_celery.files.cancel import Cancel
+from cog_celery.files.http_client import TRIES, Client
+from cog_celery.files.http_uploads import Terms
+from cog_celery.files.output_files import OutputFile, open_output
+from cog_celery.files.outputs import Uploader
+from cog_celery.files.s3 import PART_BYTES, SINGLE_BYTES, Bucket, key_part
 from cog_celery.settings import Settings
 from tests.support.processes import wait_until
 from tests.support.proxy import Proxy

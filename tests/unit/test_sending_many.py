@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cog_celery import sending_many
 from cog_celery.errors import UsageError
-from cog_celery.sending_many import BadLine, Lines, parse
+from cog_celery.producer import sending_many
+from cog_celery.producer.sending_many import BadLine, Lines, parse
 
 
 def all_of(lines: Lines) -> list[tuple[int, bytes | None]]:

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from opentelemetry import trace as traces
+from opentelemetry import trace as api
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from cog_celery import otlp, telemetry
-from cog_celery.collecting import Outbox, Sender, senders
+from cog_celery.delivery.requests import PredictionRequest
 from cog_celery.errors import UsageError
-from cog_celery.requests import PredictionRequest
+from cog_celery.telemetry import otlp, traces
+from cog_celery.telemetry.collecting import Outbox, Sender, senders
 
 TRACE, SPAN, PARENT = bytes(range(16)), bytes(range(8)), bytes(range(8, 16))
 
@@ -32,7 +32,8 @@ def test_nothing_is_imported_for_those_who_want_no_traces() -> None:
     # redis-py imports what OpenTelemetry has for metrics by itself, where it is installed.
     ours = ("opentelemetry.sdk.trace", "opentelemetry.exporter", "opentelemetry.instrumentation", "google", "grpc")
     code = (
-        "import sys, cog_celery.worker, cog_celery.bridge, cog_celery.telemetry as t; t.start({}); t.stop();"
+        "import sys, cog_celery.worker.process, cog_celery.bridge.process\n"
+        "import cog_celery.telemetry.traces as t; t.start({}); t.stop();"
         f"print(*[name for name in sys.modules if name.startswith({ours})])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
@@ -53,7 +54,7 @@ def test_nothing_is_imported_for_those_who_want_no_traces() -> None:
     ],
 )
 def test_the_variables_say_whether_there_are_traces(environ: dict[str, str], wanted: bool) -> None:
-    assert telemetry.wanted(environ) is wanted
+    assert traces.wanted(environ) is wanted
 
 
 @pytest.mark.parametrize(
@@ -69,8 +70,8 @@ def test_an_exporter_that_is_not_known_is_said_and_costs_the_traces_alone(
 ) -> None:
     with pytest.raises(UsageError, match="are known"):
         senders(environ)
-    telemetry.start({"OTEL_SERVICE_NAME": "x", **environ})
-    assert telemetry.delivery(PredictionRequest()).id() is None
+    traces.start({"OTEL_SERVICE_NAME": "x", **environ})
+    assert traces.delivery(PredictionRequest()).id() is None
     assert "there are no traces" in caplog.text and "canary" not in caplog.text
 
 
@@ -94,8 +95,8 @@ def test_what_an_exporter_complains_of_is_not_in_the_log(
 )
 @example(f"00-{'A' * 32}-{'1' * 16}-01")
 def test_a_producer_s_context_is_read_as_the_standard_s_own_reader_does(traceparent: str) -> None:
-    found = telemetry.producer(PredictionRequest(traceparent=traceparent))
-    theirs = traces.get_current_span(TraceContextTextMapPropagator().extract({"traceparent": traceparent}))
+    found = traces.producer(PredictionRequest(traceparent=traceparent))
+    theirs = api.get_current_span(TraceContextTextMapPropagator().extract({"traceparent": traceparent}))
     context = theirs.get_span_context()
     if traceparent != traceparent.strip(" \t\n"):
         return  # white space around it, of which headers know; a message has none
@@ -110,10 +111,10 @@ def test_a_producer_s_context_is_read_as_the_standard_s_own_reader_does(tracepar
 
 def test_without_traces_the_producer_s_own_context_goes_along() -> None:
     trace = f"00-{'1' * 32}-{'2' * 16}-01"
-    delivery = telemetry.delivery(PredictionRequest(traceparent=trace, tracestate="a=b"))
+    delivery = traces.delivery(PredictionRequest(traceparent=trace, tracestate="a=b"))
     assert delivery.headers() == {"traceparent": trace, "tracestate": "a=b"}
     assert delivery.id() == "1" * 32
-    assert telemetry.delivery(PredictionRequest()).headers() == {}
+    assert traces.delivery(PredictionRequest()).headers() == {}
 
 
 @given(
@@ -234,8 +235,8 @@ def test_a_collector_that_comes_back_is_said_once(caplog: pytest.LogCaptureFixtu
 def test_a_ticket_that_is_not_sent_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     from opentelemetry.instrumentation.celery.utils import CTX_KEY, retrieve_task_from_sender
 
-    from cog_celery import tracing
     from cog_celery.celery import app, turn
+    from cog_celery.telemetry import tracing
 
     def broken(*arguments: Any, **options: Any) -> None:
         raise ConnectionError
@@ -252,6 +253,6 @@ def test_a_ticket_that_is_not_sent_leaves_nothing_behind(monkeypatch: pytest.Mon
                 turn.apply_async(("x",), producer=producer, queue="q", declare=[], retry=False)
         assert getattr(retrieve_task_from_sender({"sender": turn.name}), CTX_KEY) == {}
         assert [span.status.status_code.name for span in ended] == ["ERROR"] * 3
-        assert not traces.get_current_span().get_span_context().is_valid
+        assert not api.get_current_span().get_span_context().is_valid
     finally:
         ours.close(0.1)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cog_celery.errors import UrlError, UsageError
+from cog_celery.files.urls import AddressPolicy, HttpUrl, parse, redact, refused_scheme, scheme_of
 from cog_celery.settings import Settings
-from cog_celery.urls import AddressPolicy, HttpUrl, parse, redact, refused_scheme, scheme_of
 
 SECRET = "hunter2secret"
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from cog_celery.build import read_build
-from cog_celery.installing import python_for
+from cog_celery.models.build import read_build
+from cog_celery.models.installing import python_for
 from tests.conftest import FleetFactory
 from tests.support.bare_runner import BareRunner
 from tests.support.fleet import ROOT, Fleet

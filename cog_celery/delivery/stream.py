@@ -1,0 +1,500 @@
+"""A queue in Redis: its stream, its group and the keys beside them; nothing else in this package touches them.
+
+It must not know what a request means, nor decide when a step is due: each method is one round trip on the caller's own
+Link.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from cog_celery.delivery import scripts
+from cog_celery.delivery.link import Link
+from cog_celery.delivery.requests import OUR_PREFIX
+from cog_celery.errors import Forbidden, GroupMissing, ServerError, ServerLost, SettingsConflict
+
+DEAD_LETTERS = 1000
+"""How many dead letters of a queue are kept, about."""
+
+BRIDGE = re.compile(r".*~[0-9a-f]{8}", re.DOTALL)
+SLOT = re.compile(r".*~[0-9a-f]{8}\.\d+b?", re.DOTALL)
+RELEASED = "released"
+
+log = logging.getLogger(__name__)
+
+Published = Literal["shown", "lost", "canceled", "refused"]
+"""`lost`: not the owner any more. `canceled`: shown, and the cancel key exists. `refused`: it may not be written."""
+
+
+class Ticket(msgspec.Struct, frozen=True, array_like=True):
+    """What a Celery task carries: which entry, at which attempt, of which bridge, for which slot. Never the request."""
+
+    version: int
+    stream: str
+    entry: str
+    attempt: int
+    bridge: str
+    slot: str
+
+
+TICKET_VERSION = 1
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """An entry that its reader owns at this attempt; `value` is the request as it was sent, None without such a
+    field."""
+
+    entry: str
+    attempt: int
+    value: bytes | None
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """A line of the pending list. `idle`: milliseconds since its owner was last heard of."""
+
+    entry: str
+    owner: str
+    idle: int
+    attempt: int
+
+
+class QueueSettings(msgspec.Struct, frozen=True):
+    """What all processes of a queue must agree on; kept with the queue by whoever came first."""
+
+    dialect: Literal["cog-0.4", "cog-0.6"] = "cog-0.4"
+    lease: float = 10.0
+    max_attempts: int = 3
+    idempotent_ids: bool = False
+
+
+def life(name: str) -> str:
+    """A name for one life of a process: `<name>~<random>`."""
+    return f"{name}~{secrets.token_hex(4)}"
+
+
+def slot_life(consumer: str) -> str:
+    """The life that a slot, or its credit, belongs to."""
+    return consumer.rpartition(".")[0]
+
+
+class Queue:
+    """The keys of one queue, and every step about them. Raises ServerLost, GroupMissing, ServerError.
+
+    All but agree() are one round trip.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.credits = f"{OUR_PREFIX}{name}:credits"
+        self.announce_prefix = f"{OUR_PREFIX}{name}:worker:"
+        self.settings_key = f"{OUR_PREFIX}{name}:settings"
+        self.settled_prefix = f"{OUR_PREFIX}{name}:settled:"
+        self.record_prefix = f"{OUR_PREFIX}{name}:id:"
+        self.ran_prefix = f"{OUR_PREFIX}{name}:ran:"
+        self.released = f"{OUR_PREFIX}{name}:released"
+        self.processes = f"{OUR_PREFIX}{name}:processes"
+        self.recent = f"{OUR_PREFIX}{name}:recent"
+        self.counts = f"{OUR_PREFIX}{name}:counts"
+        self._released_after = "0-0"
+        self.dead = f"{name}-dead"
+        self.run_time = f"{name}-run-time"
+        self.setup_time = f"{name}-setup-time"
+
+    # -- the queue itself
+
+    def check_server(self, link: Link) -> None:
+        """Raise ServerError when the server cannot keep a queue's promises."""
+        about = link.call("INFO", "cluster")
+        if b"cluster_enabled:1" in about:
+            raise ServerError(
+                "The server is a node of a Redis Cluster, where a commit cannot be atomic: a response key may lie on "
+                "another node than its stream. Use a standalone server or a primary with replicas."
+            )
+
+    def create_group(self, link: Link) -> bool:
+        """Make stream and group, from the stream's beginning so that nothing sent earlier is skipped; True if they were
+        not there.
+        """
+        try:
+            link.call("XGROUP", "CREATE", self.name, self.name, "0", "MKSTREAM")
+        except ServerError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+            return False
+        return True
+
+    def group_exists(self, link: Link) -> bool:
+        try:
+            link.call("XPENDING", self.name, self.name)
+        except GroupMissing:
+            return False
+        return True
+
+    def agree(
+        self,
+        link: Link,
+        dialect: str | None,
+        lease: float | None,
+        max_attempts: int | None,
+        idempotent_ids: bool | None = None,
+    ) -> QueueSettings:
+        """The queue's settings: those that it has, else these. Raises SettingsConflict when they were chosen and
+        differ.
+        """
+        wanted = {
+            "dialect": dialect,
+            "lease": lease,
+            "max_attempts": max_attempts,
+            "idempotent_ids": idempotent_ids,
+        }
+        default = QueueSettings()
+        for name, value in wanted.items():
+            chosen = getattr(default, name) if value is None else value
+            link.call("HSETNX", self.settings_key, name, msgspec.json.encode(chosen))
+        flat = link.call("HGETALL", self.settings_key)
+        stored = {bytes(k).decode(): msgspec.Raw(bytes(v)) for k, v in zip(flat[::2], flat[1::2], strict=True)}
+        try:
+            agreed = msgspec.json.decode(msgspec.json.encode(stored), type=QueueSettings)
+        except msgspec.MsgspecError as error:
+            raise SettingsConflict(f"The settings stored at {self.settings_key} cannot be read: {error}.") from None
+        for name, value in wanted.items():
+            if value is not None and value != getattr(agreed, name):
+                raise SettingsConflict(
+                    f"Queue {self.name} works with {name}={getattr(agreed, name)}, not {value} as given here. "
+                    f"Start it without, or stop all its bridges and workers and delete the key {self.settings_key}."
+                )
+        return agreed
+
+    # -- bridges
+
+    def take(
+        self, link: Link, bridge: str, entry: str | None = None, attempt: int = 0
+    ) -> (
+        tuple[Literal["ticket"], str, Delivery] | tuple[Literal["no entry"], str] | tuple[Literal["no credit", "gone"]]
+    ):
+        """A credit together with an entry: a new one, or one that the bridge already owns."""
+        more = () if entry is None else (entry, attempt)
+        answer = link.script(scripts.TAKE, (self.name, self.credits), bridge, self.announce_prefix, *more)
+        match bytes(answer[0]):
+            case b"ticket":
+                return "ticket", answer[1].decode(), _delivery(answer[2:])
+            case b"no entry":
+                return "no entry", answer[1].decode()
+            case b"gone":
+                return ("gone",)
+            case _:
+                return ("no credit",)
+
+    def watch(self, link: Link, last: str, wait: float) -> None:
+        """Return when an entry came after `last`, when one was given back, or after `wait` seconds. Consumes nothing.
+
+        Only one thread may watch.
+        """
+        block = max(1, int(wait * 1000))
+        streams = (self.name, self.released, last, self._released_after)
+        answer = link.call("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", *streams, wait=wait)
+        for stream, entries in answer or ():
+            if stream == self.released.encode():
+                self._released_after = entries[-1][0].decode()
+
+    def length(self, link: Link) -> int:
+        """How many requests wait or run."""
+        return int(link.call("XLEN", self.name))
+
+    def idle_slots(self, link: Link) -> int:
+        """How many credits are down; some may be of workers that are gone."""
+        return int(link.call("LLEN", self.credits))
+
+    def owners(self, link: Link) -> dict[str, int]:
+        """Who has something in the pending list, and how much."""
+        summary = link.call("XPENDING", self.name, self.name)
+        return {name.decode(errors="surrogateescape"): int(count) for name, count in summary[3] or ()}
+
+    def wait_for_credit(self, link: Link, wait: float) -> None:
+        """Return when a slot is idle, or after `wait` seconds. Leaves the list as it was."""
+        link.call("BLMOVE", self.credits, self.credits, "LEFT", "LEFT", f"{max(wait, 0.01):.3f}", wait=wait)
+
+    def lives(self, link: Link, life: str) -> bool:
+        """Whether the worker of that life announces itself."""
+        return bool(link.call("EXISTS", self.announce_prefix + life))
+
+    def owned(self, link: Link, consumer: str, count: int = 1000) -> list[Owned]:
+        """What a consumer has in the pending list, oldest first."""
+        return [_owned(line) for line in link.call("XPENDING", self.name, self.name, "-", "+", count, consumer)]
+
+    def overdue(self, link: Link, lease: float, count: int = 100, after: str | None = None) -> list[Owned]:
+        """Entries whose owner has not been heard of for a lease, in the stream's order."""
+        start = "-" if after is None else "(" + after
+        idle = int(lease * 1000)
+        return [_owned(line) for line in link.call("XPENDING", self.name, self.name, "IDLE", idle, start, "+", count)]
+
+    def reclaim(self, link: Link, owned: Owned, bridge: str, lease: float, *, counts: bool) -> int:
+        """Take an entry over from an owner that is gone; its attempt from now on, 0 when it is not so any more."""
+        idle = int(lease * 1000)
+        answer = link.script(
+            scripts.RECLAIM, (self.name,), owned.entry, owned.owner, owned.attempt, idle, bridge, int(counts)
+        )
+        return int(answer)
+
+    def read(self, link: Link, entry: str) -> bytes | None:
+        """The request of an entry, whoever owns it."""
+        found = link.call("XRANGE", self.name, entry, entry)
+        if not found:
+            return None
+        fields = found[0][1]
+        return next((bytes(v) for k, v in zip(fields[::2], fields[1::2], strict=True) if k == b"value"), None)
+
+    # -- slots
+
+    def announce(self, link: Link, life: str, about: bytes, lease: float, idle: Sequence[str] = ()) -> bool:
+        """Say for one lease that this worker lives. False when nobody could know any more, and its credits were void:
+        those of the `idle` slots are put down again.
+        """
+        keys = (self.name, self.announce_prefix + life, self.credits)
+        return bool(link.script(scripts.ANNOUNCE, keys, about, int(lease * 1000), *idle))
+
+    def denounce(self, link: Link, life: str) -> None:
+        """Say that this worker takes nothing any more: from now on its credits are void."""
+        link.call("DEL", self.announce_prefix + life)
+
+    def put_credit(self, link: Link, slot: str) -> bool:
+        """Say that this slot is idle; False when that had been said."""
+        return bool(link.script(scripts.CREDIT, (self.name, self.credits), slot))
+
+    def withdraw_credit(self, link: Link, slot: str) -> bool:
+        """Take an idle slot's credit back; False when a ticket is on its way."""
+        return bool(link.call("LREM", self.credits, 1, slot))
+
+    def claim(self, link: Link, owner: str, ticket: Ticket) -> Delivery | None:
+        """Become the owner of a ticket's entry; None when the ticket is void. May be repeated after a lost reply."""
+        answer = link.script(scripts.CLAIM, (self.name,), ticket.entry, ticket.bridge, ticket.attempt, owner)
+        return _delivery(answer) if answer else None
+
+    def next(self, link: Link, slot: str, wait: float) -> Delivery | None:
+        """Wait for a new entry and take it; None after `wait` seconds, or when the wait was ended from outside."""
+        block = max(1, int(wait * 1000))
+        answer = link.call(
+            *("XREADGROUP", "GROUP", self.name, slot, "COUNT", 1, "BLOCK", block, "STREAMS", self.name, ">"), wait=wait
+        )
+        if not answer:
+            return None
+        entry, fields = answer[0][1][0]
+        value = next((bytes(v) for k, v in zip(fields[::2], fields[1::2], strict=True) if k == b"value"), None)
+        return Delivery(entry.decode(), 1, value)
+
+    def recover(self, link: Link, consumer: str) -> Delivery | None:
+        """What a consumer owns, after a reply was lost."""
+        answer = link.script(scripts.RECOVER, (self.name,), consumer)
+        return _delivery(answer) if answer else None
+
+    def publish(
+        self,
+        link: Link,
+        delivery: Delivery,
+        owner: str,
+        response: str,
+        cancel: str | None,
+        record: str,
+        snapshot: bytes,
+    ) -> Published:
+        """Write a snapshot that is not the last one; `record` as record() gave it."""
+        self.post_publish(link, delivery, owner, response, cancel, record, snapshot)
+        return self.published(link)
+
+    def post_publish(
+        self,
+        link: Link,
+        delivery: Delivery,
+        owner: str,
+        response: str,
+        cancel: str | None,
+        record: str,
+        snapshot: bytes,
+    ) -> None:
+        """As publish(), whose answer is to be taken by published(), before anything else is asked on this link."""
+        keys = (self.name, response) if cancel is None else (self.name, response, cancel)
+        link.post_script(scripts.PUBLISH, keys, delivery.entry, owner, delivery.attempt, snapshot, record)
+
+    def published(self, link: Link) -> Published:
+        """The answer to post_publish()."""
+        try:
+            return _PUBLISHED[link.reply()]
+        except Forbidden:
+            return "refused"
+
+    def commit(
+        self,
+        link: Link,
+        delivery: Delivery,
+        owner: str,
+        response: str | None,
+        snapshot: bytes,
+        *,
+        ttl: int = 0,
+        before: bytes = b"",
+        duration: float | None = None,
+        take: bool = False,
+        record: str = "",
+        record_ttl: float = 1.0,
+        about: bytes = b"",
+    ) -> tuple[Literal["done", "settled", "stale", "refused"], Delivery | None]:
+        """Write the terminal snapshot, end the delivery and, with `take`, become the owner of the next entry.
+
+        `before` is a snapshot that is to be seen just before the terminal one. `settled`: this was done before, by the
+        same owner at the same attempt, and the reply was lost. `stale`: it is somebody else's by now. `refused`: the
+        response may not be written. With these two, nothing was. `about`: what is kept of it for those who ask later.
+        """
+        keys = (self.name, self.settled_prefix + owner) + ((response,) if response is not None else ())
+        try:
+            answer = link.script(
+                *(scripts.COMMIT, keys, delivery.entry, owner, delivery.attempt, snapshot, ttl, before),
+                "" if duration is None else f"{duration:.6f}",
+                *(int(take), record, round(record_ttl * 1000), about),
+            )
+        except Forbidden:
+            return "refused", None
+        return answer[0].decode(), _delivery(answer[1:]) if len(answer) > 1 else None
+
+    def bury(
+        self,
+        link: Link,
+        delivery: Delivery,
+        owner: str,
+        response: str | None,
+        snapshot: bytes,
+        reason: str,
+        ttl: int = 0,
+        record: str = "",
+        last_owner: str = "",
+        ran: bool = False,
+        most: int = 0,
+        about: bytes = b"",
+    ) -> bool | str:
+        """End a delivery for good: a snapshot, if anybody listens, and a copy among the dead letters.
+
+        `last_owner`: who had it before `owner`, if that matters more. `ran`: whether this attempt was a run, as those
+        before it were. `most`: bytes of a field that the copy keeps, 0 for all. False: not the owner. A text: it was
+        ended, but this is what could not be written, and why. `about`: as of a commit.
+        """
+        arguments = (delivery.entry, owner, delivery.attempt, snapshot, ttl, reason.encode(errors="replace"))
+        letter = (DEAD_LETTERS, record, delivery.attempt - (not ran), last_owner or owner, most, about)
+        listener = () if response is None else (response,)
+        without = [(self.dead, listener, "")]
+        if listener:
+            without += [(self.dead, (), f"the response {response!r}")]
+        without += [(self.name, listener, f"the dead letter in {self.dead}")]
+        if listener:
+            without += [(self.name, (), f"the response {response!r} and the dead letter in {self.dead}")]
+        for dead, response_key, missing in without:
+            try:
+                answer = link.script(scripts.BURY, (self.name, dead, *response_key), *arguments, *letter)
+            except Forbidden as error:
+                forbidden = error
+                continue
+            fault = f"{missing}: {forbidden}" if missing else ""
+            if isinstance(answer, bytes):
+                fault = f"{fault} {answer.decode(errors='replace')}".strip()
+            return fault or bool(answer)
+        raise forbidden
+
+    def record(self, id: str | int) -> str:
+        """The key of what is known of the requests with this id, whatever is in it."""
+        return self.record_prefix + hashlib.sha256(str(id).encode(errors="surrogatepass")).hexdigest()[:32]
+
+    def enroll(
+        self, link: Link, delivery: Delivery, owner: str, record: str, response: str, ttl: int
+    ) -> Literal["first", "follows", "stale", "refused", "crowded"]:
+        """Whether this entry is to be run: `follows` was ended here, since another one has its id.
+
+        `refused`: the response may not be written. `crowded`: too many follow already. With these two, it goes on.
+        """
+        keys = (self.name, record, response)
+        try:
+            answer = link.script(scripts.ENROLL, keys, delivery.entry, owner, delivery.attempt, ttl)
+        except Forbidden:
+            return "refused"
+        return answer.decode()  # type: ignore[no-any-return]
+
+    def ran(self, link: Link, entry: str) -> bool:
+        """Whether this entry was run and given back."""
+        return bool(link.call("EXISTS", self.ran_prefix + entry))
+
+    def setup_took(self, link: Link, seconds: float) -> None:
+        """Add one setup to the statistics."""
+        link.call("XADD", self.setup_time, "MAXLEN", 100, "*", "duration", f"{seconds:.6f}")
+
+    def setup_failed(self, link: Link) -> None:
+        """Count a worker that could not be set up."""
+        link.call("HINCRBY", self.counts, "setup_failed", 1)
+
+    # -- bridges and slots
+
+    def describe(self, link: Link, life: str, about: bytes) -> None:
+        """Say what this process is and does, for those who look. Raises ServerLost, GroupMissing; what the server
+        refuses beyond that is not worth a process.
+        """
+        try:
+            link.script(scripts.DESCRIBE, (self.name, self.processes), life, about)
+        except (ServerLost, GroupMissing):
+            raise
+        except ServerError as error:
+            log.debug("this process cannot be seen in `cog-celery status`: %s", error)
+
+    def undescribe(self, link: Link, life: str) -> None:
+        """This process ends as it should. Raises as describe() does."""
+        try:
+            link.call("HDEL", self.processes, life)
+        except (ServerLost, GroupMissing):
+            raise
+        except ServerError as error:
+            log.debug("this process stays in `cog-celery status` for an hour: %s", error)
+
+    def extend(self, link: Link, held: list[tuple[str, str, int]]) -> list[Literal["held", "lost", "deleted"]]:
+        """Begin the lease of (entry, owner, attempt) anew, for each; what became of it."""
+        if not held:
+            return []
+        answer = link.script(scripts.EXTEND, (self.name,), *(part for one in held for part in one))
+        return [_VERDICTS[verdict] for verdict in answer]
+
+    def release(self, link: Link, entry: str, owner: str, attempt: int, lease: float, *, ran: bool = False) -> bool:
+        """Give an entry back, to be taken at once; this attempt does not count. False: not the owner."""
+        keys = (self.name, self.released) + ((self.ran_prefix + entry,) if ran else ())
+        return bool(link.script(scripts.RELEASE, keys, entry, owner, attempt, int(lease * 1000) + 1))
+
+    def forget(self, link: Link, consumer: str) -> None:
+        """Delete a consumer, if nothing is pending for it."""
+        link.script(scripts.FORGET, (self.name,), consumer)
+
+    def idle_consumers(self, link: Link, idle: float) -> list[str]:
+        """Consumers of ours that have nothing pending and were not heard of for `idle` seconds."""
+        names = []
+        for flat in link.call("XINFO", "CONSUMERS", self.name, self.name):
+            about = dict(zip(flat[::2], flat[1::2], strict=True))
+            name = bytes(about[b"name"]).decode(errors="replace")
+            ours = BRIDGE.fullmatch(name) or SLOT.fullmatch(name) or name == RELEASED
+            if ours and about[b"pending"] == 0 and about[b"idle"] > idle * 1000:
+                names.append(name)
+        return names
+
+
+_PUBLISHED: dict[int, Published] = {0: "lost", 1: "shown", 2: "canceled", 3: "refused"}
+_VERDICTS: dict[int, Literal["held", "lost", "deleted"]] = {0: "lost", 1: "held", 2: "deleted"}
+
+
+def _delivery(answer: list[bytes | int | None]) -> Delivery:
+    entry, attempt, value = answer
+    assert isinstance(entry, bytes) and isinstance(attempt, int) and not isinstance(value, int)
+    return Delivery(entry.decode(), attempt, value)
+
+
+def _owned(line: list[bytes | int]) -> Owned:
+    entry, owner, idle, attempt = line
+    assert isinstance(entry, bytes) and isinstance(owner, bytes)
+    return Owned(entry.decode(), owner.decode(errors="surrogateescape"), int(idle), int(attempt))

@@ -1,0 +1,197 @@
+"""A runner that is started again when it has died, with its temporary folder, and pauses between setups that fail.
+
+It must not know what is predicted, nor where requests come from.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from tempfile import TemporaryDirectory
+
+from cog_celery.errors import RunnerDied, RunnerProtocolError, SetupError
+from cog_celery.runners.runner import Health, Lines, Ready, Runner, RunnerCommand
+from cog_celery.runners.sharing import Seat, SharedRunner
+from cog_celery.slots.workshop import Workshop
+from cog_celery.telemetry import logs, traces
+
+SETUP_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds between attempts to set a predictor up again after its runner died. After the last one it is given up."""
+HEALTH_PATIENCE = 8.0
+"""Seconds for an answer to a health check; the runner gives the model 5 s."""
+
+log = logging.getLogger(__name__)
+
+
+class RespawningRunner:
+    """Used by one slot, or by as many as the model predicts at once, each with a seat of its own.
+
+    kill() may come from any thread; of one seat, all else comes from its slot's.
+    """
+
+    def __init__(self, name: str, shop: Workshop, environment: Mapping[str, str], concurrency: int) -> None:
+        self._name = name
+        self._shop = shop
+        self._environment = environment
+        self._concurrency = concurrency
+        self._lock = threading.Lock()
+        self._scratch: TemporaryDirectory[str] | None = None
+        self._last_scratch: TemporaryDirectory[str] | None = None
+        """That of the runner before this one, from which another slot may still upload."""
+        self._runner: Runner | None = None
+        self._shared: SharedRunner | None = None
+        self._seats: Sequence[Runner | Seat] = ()
+        self.healthcheck = False
+        """Whether the model has one."""
+        self.sick: str | None = None
+        """What the model said of itself when it was asked last, if it was not well."""
+        self.health_due = False
+        """Whether it is to be asked between two predictions, since it does nothing else."""
+
+    def seat(self, index: int) -> Runner | Seat:
+        """What a slot predicts with, also when it has died."""
+        return self._seats[index]
+
+    def ended(self, index: int) -> bool:
+        """Whether there is none, or its end has been told."""
+        return not self._seats or self._seats[index].ended
+
+    def died(self, index: int) -> bool:
+        """Whether its end has been told since it was set up."""
+        return bool(self._seats) and self._seats[index].ended
+
+    @property
+    def scratch(self) -> str | None:
+        """The folder of its temporary files, which goes when it does."""
+        return None if self._scratch is None else self._scratch.name
+
+    def set_up(self) -> Ready:
+        """Start a runner and wait for setup(); what the runner says of it. Raises SetupError, OSError."""
+        with traces.runner_start() as start:
+            ready = self._set_up()
+            start.ready(ready.setup_time)
+        return ready
+
+    def _set_up(self) -> Ready:
+        shop = self._shop
+        self._clear(self._last_scratch)
+        self._last_scratch, self._scratch = self._scratch, None
+        if self._concurrency == 1:
+            self._clear(self._last_scratch)
+            self._last_scratch = None
+        self._scratch = TemporaryDirectory(prefix="cog-celery-runner-", ignore_cleanup_errors=True)
+        shop.guardian.watch_folder(self._scratch.name)
+        environment = {**self._environment, "TMPDIR": self._scratch.name}
+        command = RunnerCommand(
+            *(shop.settings.python, shop.settings.model_dir or ".", environment), concurrency=self._concurrency
+        )
+        runner = self._runner = shop.spawner.submit(Runner, command, shop.guardian).result()
+        if shop.draining.is_set():
+            runner.kill()  # the drain has killed the others, and may not have seen this one
+        ready = runner.setup(command, shop.on_setup_lines, shop.settings.setup_timeout)
+        self._concurrency = ready.concurrency
+        if ready.concurrency > 1:
+            self._shared = SharedRunner(runner, ready.concurrency)
+            self._seats = self._shared.seats
+        else:
+            self._seats = (runner,)
+        self.healthcheck = ready.healthcheck
+        log.info("%s is ready: setup() took %.2f s, process %d", self._name, ready.setup_time, runner.pid)
+        return ready
+
+    def lives(self, index: int) -> bool:
+        """Whether it lives; what it wrote between predictions goes to the log."""
+        if self.ended(index):
+            return False
+        try:
+            logs.model_lines(self._seats[index].between(), "between predictions")
+            return True
+        except RunnerDied as death:
+            log.warning("%s ended between predictions (exitcode %d)", self._name, death.exitcode)
+        except RunnerProtocolError as error:
+            log.warning("%s ended between predictions: %s", self._name, error)
+        return False
+
+    def respawn(self, index: int, on_setup: Callable[[float], None]) -> bool:
+        """Start it again, unless another of its slots has. False when it cannot be set up, and the worker has been
+        told, or when the worker drains.
+        """
+        with self._lock:
+            if not self.ended(index):
+                return True
+            self._let_go()
+            for pause in (0.0, *SETUP_PAUSES):
+                if self._shop.draining.wait(pause):
+                    return False
+                try:
+                    on_setup(self.set_up().setup_time)
+                    return True
+                except (SetupError, OSError) as error:
+                    if self._shop.draining.is_set():
+                        return False  # the drain killed it
+                    log.error("%s: %s", self._name, error)
+                    self._let_go()
+            self._shop.on_broken(f"{self._name}: its predictor could not be set up again")
+            return False
+
+    @property
+    def shared(self) -> bool:
+        """Whether it predicts several at once."""
+        return self._shared is not None
+
+    def ask_health(self) -> None:
+        """Have the model say of itself how it is. Not shared: only while its slot does nothing. Raises RunnerDied,
+        RunnerProtocolError.
+        """
+        self.health_due = False
+        health = self._health()
+        self.sick = None if health.healthy else health.error or "it does not say why"
+
+    def _health(self) -> Health:
+        if self._shared is not None:
+            answer = self._shared.healthcheck(HEALTH_PATIENCE)
+        else:
+            answer = None
+            runner = self._runner
+            assert runner is not None
+            runner.ask("healthcheck")
+            until = time.monotonic() + HEALTH_PATIENCE
+            while answer is None and time.monotonic() < until:
+                for message in runner.wait(until - time.monotonic()):
+                    if isinstance(message, Lines):
+                        logs.model_lines(message.lines, "healthcheck")
+                    elif isinstance(message, Health):
+                        answer = message
+        return answer or Health(False, f"the runner has not answered within {HEALTH_PATIENCE:g} s")
+
+    def kill(self) -> None:
+        """End it from another thread; whoever uses it is told by its death."""
+        if self._shared is not None:
+            self._shared.kill()
+        elif self._runner is not None:
+            self._runner.kill()
+
+    def interrupt(self) -> None:
+        """End it, if that ends nothing but a setup() or what one slot is about to begin."""
+        if self._shared is None and self._runner is not None:
+            self._runner.kill()
+
+    def close(self) -> None:
+        """End it, and remove its files."""
+        self._let_go()
+        for scratch in (self._last_scratch, self._scratch):
+            self._clear(scratch)
+
+    def _let_go(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+        elif self._runner is not None:
+            self._runner.end()
+        self._shared, self._runner, self._seats = None, None, ()
+
+    def _clear(self, scratch: TemporaryDirectory[str] | None) -> None:
+        if scratch is not None:
+            self._shop.guardian.forget_folder(scratch.name)
+            scratch.cleanup()
