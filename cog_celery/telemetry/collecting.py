@@ -152,8 +152,10 @@ def senders(environ: Mapping[str, str]) -> list[Sender]:
     """To where OTEL_TRACES_EXPORTER and the OTEL_EXPORTER_OTLP_* variables say. Raises UsageError for what is not
     known, and what the exporters raise.
     """
-    # What exporters complain of is ours to tell: they say it for each batch, and quote headers and URLs.
+    # What exporters complain of is ours to tell: they say it for each batch, and quote headers and URLs. So does what
+    # sends their requests, of each of them.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     names = [name for name in map(str.strip, environ.get("OTEL_TRACES_EXPORTER", "otlp").lower().split(",")) if name]
     return [_sender(name, environ) for name in names or ["otlp"] if name != "none"]
 

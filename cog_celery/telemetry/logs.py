@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import json
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
