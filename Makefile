@@ -15,7 +15,7 @@ PIP_INSTALL := -m pip install --quiet --quiet --disable-pip-version-check
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: install
 install: $(VENV)/.installed ## Make .venv with the locked requirements and this project, editable
@@ -64,6 +64,10 @@ format: $(VENV)/.installed ## Format, and fix what lint can fix
 .PHONY: bench
 bench: $(VENV)/.installed ## Measure beside cog 0.4.4 and 0.6.1; needs Python 3.10 for these
 	@$(BIN)/python -m bench $(ARGS)
+
+.PHONY: bench-telemetry
+bench-telemetry: $(VENV)/.installed ## Measure what rows, log lines, metrics and traces cost a no-op prediction; a minute
+	@$(BIN)/python -m bench.telemetry $(ARGS)
 
 .PHONY: bench-models
 bench-models: $(VENV)/.installed ## Measure the models of workers/ with one slot and with two; installs them

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from msgspec import structs
 from opentelemetry import context as contexts
 from opentelemetry import trace as traces
 from opentelemetry.context import Context
@@ -46,6 +47,8 @@ COMMIT: Final = "redis_queue.commit"
 FIRST_OUTPUT: Final = "received first output"
 FINAL_OUTPUT: Final = "received final output"
 
+MOST_UPLOADS: Final = 100
+"""Files of one prediction that have a span of their own."""
 NANO: Final = 1_000_000_000
 
 
@@ -114,7 +117,7 @@ class Tracing:
 
     def context(self, request: PredictionRequest) -> Context:
         """The producer's. One that cannot be read is none, as the standard has it."""
-        found = producer(request)
+        found = producer(request.traceparent)
         if found is None:
             return Context()
         trace, span, flags = found
@@ -202,7 +205,7 @@ class _Delivery(Trace):
     Made in the middle of a prediction, which goes on at once: what can be done later, the outbox has done.
     """
 
-    __slots__ = ("_finished", "_first", "_known", "_tracing", "_turn")
+    __slots__ = ("_finished", "_first", "_known", "_left_out", "_tracing", "_turn")
 
     def __init__(self, tracing: Tracing, request: PredictionRequest, turn: SpanContext | None, first: bool) -> None:
         super().__init__(request)
@@ -211,6 +214,7 @@ class _Delivery(Trace):
         self._first = first
         self._known: _Place | None = None
         self._finished: Finished | None = None
+        self._left_out = 0
 
     @property
     def _place(self) -> _Place:
@@ -219,10 +223,10 @@ class _Delivery(Trace):
         return self._known
 
     def _find(self) -> _Place:
-        found, turn = producer(self._request), self._turn
+        found, turn = producer(self._traceparent), self._turn
         id, state = random.randbytes(8), ""
-        if found is not None and self._request.tracestate:
-            state = TraceState.from_header([self._request.tracestate]).to_header()
+        if found is not None and self._tracestate:
+            state = TraceState.from_header([self._tracestate]).to_header()
         sampled = self._tracing.sampled
         if turn is not None and self._first and (found is None or int(found[0], 16) == turn.trace_id):
             trace, parent = turn.trace_id.to_bytes(16, "big"), turn.span_id.to_bytes(8, "big")
@@ -242,6 +246,9 @@ class _Delivery(Trace):
         return {**headers, "tracestate": place.state} if place.state else headers
 
     def end(self, finished: Finished) -> None:
+        if finished.metrics or len(finished.uploads) > MOST_UPLOADS:  # it may have to wait for a collector
+            self._left_out = max(0, len(finished.uploads) - MOST_UPLOADS)
+            finished = structs.replace(finished, metrics=None, uploads=tuple(finished.uploads[:MOST_UPLOADS]))
         self._finished = finished
         self._tracing.put(self)
 
@@ -271,6 +278,8 @@ class _Delivery(Trace):
         attributes = otlp.attributes(
             {"time_in_queue": finished.time_in_queue, "prediction_id": finished.id, "entry": finished.entry}
         )
+        if self._left_out:
+            often += otlp.attributes({"uploads_left_out": self._left_out})
         events: list[bytes] = []
         if finished.first_output is not None:
             events.append(otlp.event(FIRST_OUTPUT, int(finished.first_output * NANO)))
