@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60.0
 """µs of CPU for each no-op prediction that all of it together may cost."""
 SCRAPED = 5.0
-"""Seconds between scrapes: three times as often as in deploy/monitoring."""
+"""Seconds between scrapes: twice as often as in deploy/monitoring."""
 SENT = 1.0
 """Seconds after which spans are sent, though they are no full message: in time to be measured, not in five."""
 MESSAGE = "redis_queue.process_message"

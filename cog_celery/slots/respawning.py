@@ -71,7 +71,7 @@ class RespawningRunner:
         """Start a runner and wait for setup(); what the runner says of it. Raises SetupError, OSError."""
         with traces.runner_start() as start:
             ready = self._set_up()
-            start.ready(ready.setup_time)
+            start.ready(ready.in_setup)
         return ready
 
     def _set_up(self) -> Ready:

@@ -147,7 +147,7 @@ class RunnerStart:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
         """It is over; an error is recorded."""
 
-    def ready(self, setup_time: float) -> None:
+    def ready(self, in_setup: float) -> None:
         """setup() is done, and took this many seconds."""
 
 

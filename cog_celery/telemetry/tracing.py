@@ -30,6 +30,7 @@ from cog_celery import __version__
 from cog_celery.celery import TURN
 from cog_celery.delivery.finished import FAULTS, Finished, Period
 from cog_celery.delivery.requests import PredictionRequest
+from cog_celery.errors import SetupError
 from cog_celery.telemetry import otlp
 from cog_celery.telemetry.collecting import Outbox, senders
 from cog_celery.telemetry.traces import RunnerStart, Trace, producer
@@ -342,13 +343,20 @@ class _RunnerStart(RunnerStart):
         self._tracer = tracer
         self._span = tracer.start_span(RUNNER_START, context=traces.set_span_in_context(parent, Context()))
 
-    def ready(self, setup_time: float) -> None:
+    def ready(self, in_setup: float) -> None:
+        self._setup(in_setup, None)
+
+    def _setup(self, in_setup: float, error: BaseException | None) -> None:
         now = time.time()
         context = traces.set_span_in_context(self._span, Context())
-        start = int((now - setup_time) * NANO)
-        self._tracer.start_span(MODEL_SETUP, context=context, start_time=start).end(int(now * NANO))
+        span = self._tracer.start_span(MODEL_SETUP, context=context, start_time=int((now - in_setup) * NANO))
+        if error is not None:
+            _fail(span, error)
+        span.end(int(now * NANO))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+        if isinstance(error, SetupError) and error.in_setup is not None:
+            self._setup(error.in_setup, error)
         if error is not None:
             _fail(self._span, error)
         self._span.end()
