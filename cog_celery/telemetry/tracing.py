@@ -63,9 +63,11 @@ class Tracing:
         self._provider = TracerProvider(shutdown_on_exit=False)
         self._tracer = self._provider.get_tracer(TRACER, __version__)
         self._sampler = self._provider.sampler
-        # Most do as the parent does, and need not be asked each time.
+        # Most do as the parent does, or all the same without one, and need not be asked each time.
         by_parent = isinstance(self._sampler, ParentBased)
         self._by_parent = {flag: self._ask(1, flag) for flag in (0, 1)} if by_parent else None
+        by_root = self._sampler.get_description().startswith(("AlwaysO", "ParentBased{root:AlwaysO"))
+        self._by_root = self._ask(1, None) if by_root else None
         resource, scope = self._head()
         self._outboxes = [Outbox(sender, resource, scope, environ) for sender in senders(environ)]
         for outbox in self._outboxes:
@@ -160,7 +162,7 @@ class Tracing:
     def sampled(self, trace: int, parent: int | None) -> bool:
         """What the sampler says of a span in this trace, whose parent has these flags."""
         if parent is None:
-            return self._ask(trace, None)
+            return self._ask(trace, None) if self._by_root is None else self._by_root
         parent &= TraceFlags.SAMPLED
         by_parent = self._by_parent
         return self._ask(trace, parent) if by_parent is None else by_parent[parent]
@@ -266,8 +268,8 @@ class _Delivery(Trace):
         if (period := finished.predicting) is not None:
             # What went wrong behind it is not its fault.
             its = fault is not None and all(upload.stored for upload in finished.uploads)
-            errors = [_error(finished, period[1])] if its else []
-            spans.append(_child(place, PREDICT, period, events=errors, error=fault if its else None))
+            wrong = {"events": [_error(finished, period[1])], "error": fault} if its else {}
+            spans.append(_child(place, PREDICT, period, **wrong))
         for upload in finished.uploads:
             error = None if upload.stored else "UploadError"
             period = (upload.began, upload.ended)
@@ -314,6 +316,8 @@ def _often(queue: str, attempt: int, outcome: str, slot: int | None) -> bytes:
 
 def _child(place: _Place, name: str, period: Period, **more: Any) -> bytes:
     start, end = _nanoseconds(period)
+    if not more and not place.state:
+        return otlp.bare(name, place.trace, random.randbytes(8), place.id, start, end)
     return otlp.span(name, place.trace, random.randbytes(8), place.id, start, end, state=place.state, **more)
 
 
