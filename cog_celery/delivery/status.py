@@ -136,7 +136,8 @@ class QueueSeen(msgspec.Struct, frozen=True, kw_only=True):
             troubles.append("no bridge lives: nothing is given to idle slots")
         takers = sum(self.slots()[state] for state in ("idle", "busy"))
         if self.waiting and not takers and not self.running:
-            troubles.append(f"{self.waiting} requests wait, and no worker is ready to take them")
+            wait = "1 request waits" if self.waiting == 1 else f"{self.waiting} requests wait"
+            troubles.append(f"{wait}, and no worker is ready to take them")
         for process in self.processes:
             if process.state == "late":
                 troubles.append(f"{process.life} is late: its last heartbeat is {process.age:.1f} s old")

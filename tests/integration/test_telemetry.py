@@ -339,14 +339,15 @@ def test_a_retry_on_another_worker_belongs_to_the_same_trace_and_its_story_is_to
         assert all(json.loads(line)["level"] for line in lines), "every line is an object"
 
         # The worker that is left speaks gRPC: what comes this way is the same.
-        for input, below, status in [
+        cases: list[tuple[dict[str, Any], list[str], str]] = [
             ({"mode": "hello"}, [PREDICT, COMMIT], "UNSET"),
             ({"mode": "yields", "seconds": 0.01}, [PREDICT, COMMIT], "UNSET"),
             ({"mode": "hello", "count": "many"}, [COMMIT], "ERROR"),
             ({"mode": "fails"}, [PREDICT, COMMIT], "ERROR"),
             ({"mode": "sleeps", "seconds": 30}, [PREDICT, COMMIT], "ERROR"),
             ({"mode": "kills_itself"}, [PREDICT, COMMIT], "ERROR"),
-        ]:
+        ]
+        for input, below, status in cases:
             trace = uuid.uuid4().hex
             pair.producer.wait(pair.producer.send(input, traceparent=traceparent(trace, PRODUCER)))
             node = message(got, trace)

@@ -65,6 +65,24 @@ def test_every_line_that_is_explained_is_one_that_is_written() -> None:
     assert not unknown
 
 
+def events() -> Iterator[str]:
+    """What lines are called in JSON."""
+    for file in sorted((ROOT / "cog_celery").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Dict(keys=[ast.Constant(value="event"), *_], values=[value, *_]):
+                    branches = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+                    yield from map(ast.literal_eval, branches)
+                case ast.Call(func=ast.Attribute(attr="Event"), args=[_, ast.Constant(value=str(name)), *_]):
+                    yield name
+
+
+def test_every_event_is_explained_and_no_other() -> None:
+    rows = [line.split("|")[1] for line in section("One prediction's story").splitlines() if line.startswith("| `")]
+    explained = [name for cell in rows for name in spans(cell)]
+    assert sorted(explained) == sorted(set(events()))
+
+
 def test_every_metric_is_explained_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     about = About(role="worker", name="w", version="1")

@@ -230,8 +230,8 @@ def tracing(monkeypatch: pytest.MonkeyPatch, released: threading.Event) -> Itera
 
 
 def ended(**more: Any) -> Finished:
-    times = {"received": 1.0, "ended": 2.0, "predicting": (1.0, 2.0)}
-    return Finished(queue="q", slot=0, id="x", entry="1-1", attempt=1, outcome="succeeded", **times, **more)
+    given: dict[str, Any] = {"received": 1.0, "ended": 2.0, "predicting": (1.0, 2.0), **more}
+    return Finished(queue="q", slot=0, id="x", entry="1-1", attempt=1, outcome="succeeded", **given)
 
 
 def test_what_waits_for_a_collector_keeps_neither_inputs_nor_a_model_s_own_metrics(
