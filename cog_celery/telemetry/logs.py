@@ -161,9 +161,12 @@ def _line(at: float, level: str, logger: str, event: str | None, message: str, w
 
 def _json(line: dict[str, Any]) -> str:
     try:
-        return msgspec.json.encode(line).decode()
+        text = msgspec.json.encode(line).decode()
+        if text.isascii() or text.isprintable():
+            return text
     except UnicodeEncodeError:  # half a surrogate pair, out of somebody's JSON
-        return json.dumps(line)
+        pass
+    return json.dumps(line)  # in ASCII: terminals obey some characters that JSON may have as they are
 
 
 _second = (0, "")
