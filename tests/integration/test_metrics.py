@@ -192,6 +192,14 @@ def test_names_types_and_units_are_as_prometheus_has_them(watched: Watched) -> N
         assert promtool("check", "metrics", input=page(port)) == ""
 
 
+def test_every_query_of_the_dashboard_is_promql(tmp_path: Path) -> None:
+    queries = [expression.replace("$__rate_interval", "5m") for _, expression in expressions()]
+    rules = [{"record": f"query_{number}", "expr": query} for number, query in enumerate(queries)]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "x", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in promtool("check", "rules", file)
+
+
 def test_the_alerts_are_valid_and_fire_when_they_should() -> None:
     assert "rules found" in promtool("check", "rules", MONITORING / "rules.yaml")
     assert "SUCCESS" in promtool("check", "config", MONITORING / "prometheus.yaml")
