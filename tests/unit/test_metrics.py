@@ -112,7 +112,9 @@ def test_a_scrape_says_what_the_worker_is_about(worker: WorkerMetrics, server: M
     assert ("process_resident_memory_bytes", frozenset()) in seen
 
 
-def test_a_model_that_records_ten_thousand_names_gets_a_few_of_them(worker: WorkerMetrics, server: MetricsServer) -> None:
+def test_a_model_that_records_ten_thousand_names_gets_a_few_of_them(
+    worker: WorkerMetrics, server: MetricsServer
+) -> None:
     for number in range(1000):
         worker.finished(finished(own={f"metric {number}/{part}": part for part in range(10)}))
     seen = get(server)
