@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from tests.conftest import FleetFactory
+from tests.conftest import FleetFactory, missing
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
 from tests.support.processes import wait_until
@@ -165,6 +166,40 @@ def slowly(seconds: float) -> Any:
         handler.answer(200)
 
     return reply
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 2 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        missing("leave to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "what"), [("reads_file", "The input file in a data: URL"), ("gives_out", "An output file")]
+)
+def test_a_full_disk_fails_what_needs_it_as_the_platforms_fault_and_the_slot_goes_on(
+    small_disk: Path, fleet: FleetFactory, tmp_path: Path, model: str, what: str
+) -> None:
+    served = fleet(model, env={"TMPDIR": str(small_disk)})
+    (tmp_path / "large").write_bytes(b"x" * 4_000_000)
+    large, small = {"how": "yields as_is", "path": str(tmp_path / "large")}, {"how": "text", "path": "x"}
+    if model == "reads_file":
+        large, small = {"file": "data:," + "x" * 4_000_000}, {"file": "data:,x"}
+    for _ in range(2):
+        snapshot = served.producer.predict(large)
+        assert snapshot["error"] == (
+            f"{what} could not be stored: No space left on device. Make room on the worker's disk for temporary files."
+        )
+        assert snapshot["logs"] == []
+        assert served.producer.predict(small)["status"] == "succeeded"
+    wait_until(lambda: served.log().count("PlatformError") == 2, "both failures to be told of")
+    assert not list(small_disk.rglob("large*")), "it takes up no room afterwards"
 
 
 def test_a_prediction_that_was_over_in_time_is_not_timed_out_by_its_slow_upload(fleet: FleetFactory) -> None:
