@@ -164,11 +164,12 @@ class _Maker:
             command = [python, "-I", "-m", "pip", "install", "--log", str(notes)]
         status, last = self._run([*command, *self._requirements()])
         if status != 0:
+            error = _error(last) or f"status {status}"
             package = None if uv is not None else _last_package(notes)
+            at = f", at {package}" if package and "No matching distribution" not in error else ""
             raise InstallError(
-                f"{'pip' if uv is None else 'uv'} could not install what cog.yaml asks for"
-                f"{f', at {package}' if package else ''}: {_error(last) or f'status {status}'}. The rest of what it "
-                "said is above; nothing was kept."
+                f"{'pip' if uv is None else 'uv'} could not install what cog.yaml asks for{at}: {error}. The rest of "
+                "what it said is above; nothing was kept."
             )
         notes.unlink(missing_ok=True)
 
