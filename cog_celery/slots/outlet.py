@@ -80,6 +80,7 @@ class SlotOutlet:
         self._id = id
         self._record = record
         self._max_input_bytes = max_input_bytes
+        self._silenced = False
         self._folder: TemporaryDirectory[str] | None = None
         self._uploads: PredictionUploads | None = None
         self._about = logs.subject.about
@@ -118,7 +119,12 @@ class SlotOutlet:
         return len(snapshot)
 
     def lines(self, lines: list[str]) -> list[str]:
-        logs.model_lines(lines)
+        if not self._prediction.logs_left_out:
+            logs.model_lines(lines)
+        elif not self._silenced:
+            # A line of ours is a hundred bytes longer than the model's.
+            self._silenced = True
+            log.warning("prediction %s prints more than --max-log-bytes: the rest is left out here, too", self._id)
         return [line for line in map(self.dialect.line, lines) if line is not None]
 
     def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
