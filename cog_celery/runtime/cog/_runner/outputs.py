@@ -26,6 +26,9 @@ MAX_DEPTH = 200
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
+_AS_TEXT = (("uuid", "UUID"), ("ipaddress", "_BaseAddress"), ("ipaddress", "_BaseNetwork"))
+
+
 class OutputError(Exception):
     """An output that cannot be sent, and what to return instead."""
 
@@ -166,6 +169,15 @@ class _Walk:
             return value.isoformat()
         if hasattr(type(value), "__next__"):
             return [self.convert(item, (*at, index)) for index, item in enumerate(value)]
+        if isinstance(value, range) or _is(value, "collections", "deque"):
+            return list(self.convert(list(value), at))
+        # What Cog's HTTP server has a form for besides.
+        if _is(value, "decimal", "Decimal"):
+            return self.convert(int(value) if value.as_tuple().exponent in range(1000) else float(value), at)
+        if _is(value, "datetime", "timedelta"):
+            return float(value.total_seconds())
+        if any(_is(value, *kind) for kind in _AS_TEXT):
+            return str(value)
         raise OutputError(
             f"An output of type {type(value).__name__} cannot be sent: return text, numbers, lists, dicts, "
             "a BaseModel, or cog.Path for a file."
@@ -241,6 +253,12 @@ def _storage_error(error: Exception) -> Optional[StorageError]:
 def _readable(file: Any) -> bool:
     readable = getattr(file, "readable", None)
     return bool(readable()) if callable(readable) else True
+
+
+def _is(value: Any, module: str, name: str) -> bool:
+    """Whether it is of that class of a module which whoever made it has imported."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(value, kind)
 
 
 def _key(key: Any) -> str:
