@@ -20,7 +20,7 @@ from cog_celery.delivery.requests import PredictionRequest
 from cog_celery.delivery.snapshots import Dialect
 from cog_celery.delivery.stream import Delivery, Published, Queue
 from cog_celery.errors import Canceled, GroupMissing, ServerLost, UploadError
-from cog_celery.files import inputs
+from cog_celery.files import downloads, inputs
 from cog_celery.files.cancel import Cancel
 from cog_celery.files.input_cache import InputCache
 from cog_celery.files.outputs import PredictionUploads, Uploader
@@ -129,7 +129,8 @@ class SlotOutlet:
 
     def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
         # In the runner's temporary folder, which is removed even when this process is killed.
-        self._folder = TemporaryDirectory(prefix="cog-celery-", dir=self.scratch, ignore_cleanup_errors=True)
+        with downloads.room_for("The input files"):
+            self._folder = TemporaryDirectory(prefix="cog-celery-", dir=self.scratch, ignore_cleanup_errors=True)
         folder = Path(self._folder.name)
         began = time.time()
         try:
