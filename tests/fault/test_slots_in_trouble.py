@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -209,6 +210,9 @@ def test_a_full_disk_fails_what_needs_it_as_the_platforms_fault_and_the_slot_goe
             "The input files could not be stored: No space left on device. "
             "Make room on the worker's disk for temporary files."
         )
+        [heartbeat] = small_disk.glob("cog-celery-*/worker-*.json")
+        beat = json.loads(heartbeat.read_bytes())["at"]
+        wait_until(lambda: json.loads(heartbeat.read_bytes())["at"] > beat, "the next heartbeat all the same")
         (small_disk / "0").unlink()
         (small_disk / "1").unlink()
         (small_disk / "2").unlink()
