@@ -94,6 +94,7 @@ class Done(msgspec.Struct, tag="done", tag_field="type", frozen=True):
     files: list[File] = []
     streamed: bool = False
     error: str | None = None
+    fault: Literal["platform"] | None = None
     metrics: msgspec.Raw = msgspec.Raw(b"")
     predict_time: float = 0.0
 

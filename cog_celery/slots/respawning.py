@@ -5,7 +5,9 @@ It must not know what is predicted, nor where requests come from.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -107,6 +109,7 @@ class RespawningRunner:
             return False
         try:
             logs.model_lines(self._seats[index].between(), "between predictions")
+            self._keep_scratch()
             return True
         except RunnerDied as death:
             log.warning("%s ended between predictions (exitcode %d)", self._name, death.exitcode)
@@ -190,6 +193,14 @@ class RespawningRunner:
         elif self._runner is not None:
             self._runner.end()
         self._shared, self._runner, self._seats = None, None, ()
+
+    def _keep_scratch(self) -> None:
+        """Make its folder anew when a cleaner of old files has taken it."""
+        scratch = self.scratch
+        if scratch is not None and not os.path.isdir(scratch):
+            with contextlib.suppress(OSError):  # whoever needs it will say so
+                os.mkdir(scratch, 0o700)
+                log.warning("%s: its temporary folder was removed, it is made again: %s", self._name, scratch)
 
     def _clear(self, scratch: TemporaryDirectory[str] | None) -> None:
         if scratch is not None:

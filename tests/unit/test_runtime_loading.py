@@ -54,6 +54,11 @@ from tests.support.bare_runner import PYTHONS, BareRunner, write_model
                 }
                 text: >-
                   predict: no.py:No
+                a key: 1
+                x/y-z#1: https://h/p?a=b:c
+                größe: 2
+                3: predict
+                <<: *other
                 """
             ),
             "predict.py:Predictor",
