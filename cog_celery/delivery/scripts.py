@@ -260,14 +260,15 @@ end
 return verdicts
 """)
 
-# KEYS stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms. Whoever takes an entry next takes
-# this one; the attempt does not count. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
+# KEYS stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms, whose it is to be: `released`, and
+# whoever takes an entry next takes this one, the attempt does not count; or still the owner's, and a bridge reclaims it
+# as if the owner had been silent for a lease. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
 RELEASE = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 if value(ARGV[1]) == nil then
   redis.call('XACK', stream, group, ARGV[1])
 else
-  redis.call('XCLAIM', stream, group, 'released', 0, ARGV[1], 'IDLE', ARGV[4], 'JUSTID')
+  redis.call('XCLAIM', stream, group, ARGV[5], 0, ARGV[1], 'IDLE', ARGV[4], 'JUSTID')
   redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 'entry', ARGV[1])
   if KEYS[3] then redis.call('SET', KEYS[3], '', 'EX', 86400) end
   count('released')

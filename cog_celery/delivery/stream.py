@@ -463,10 +463,15 @@ class Queue:
         answer = link.script(scripts.EXTEND, (self.name,), *(part for one in held for part in one))
         return [_VERDICTS[verdict] for verdict in answer]
 
-    def release(self, link: Link, entry: str, owner: str, attempt: int, lease: float, *, ran: bool = False) -> bool:
-        """Give an entry back, to be taken at once; this attempt does not count. False: not the owner."""
+    def release(
+        self, link: Link, entry: str, owner: str, attempt: int, lease: float, *, ran: bool = False, counts: bool = False
+    ) -> bool:
+        """Give an entry back, to be taken at once, and the attempt does not count; if it `counts`, a bridge makes it
+        the next one at its next sweep. False: not the owner.
+        """
         keys = (self.name, self.released) + ((self.ran_prefix + entry,) if ran else ())
-        return bool(link.script(scripts.RELEASE, keys, entry, owner, attempt, int(lease * 1000) + 1))
+        whose = owner if counts else RELEASED
+        return bool(link.script(scripts.RELEASE, keys, entry, owner, attempt, int(lease * 1000) + 1, whose))
 
     def forget(self, link: Link, consumer: str) -> None:
         """Delete a consumer, if nothing is pending for it."""
