@@ -262,7 +262,7 @@ return verdicts
 
 # KEYS stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms, whose it is to be: `released`, and
 # whoever takes an entry next takes this one, the attempt does not count; or still the owner's, and a bridge reclaims it
-# as if the owner had been silent for a lease. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
+# as if that had been silent for a lease. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
 RELEASE = Script("""
 if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 if value(ARGV[1]) == nil then

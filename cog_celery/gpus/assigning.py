@@ -161,7 +161,7 @@ class _Machine:
             for word, device in zip(words, chosen, strict=True):
                 if device.parts == ():
                     raise UsageError(
-                        f"GPU {device.label} is in MIG mode and has no instances: make some (nvidia-smi mig -cgi … -C), "
+                        f"GPU {device.label} is in MIG mode and has no instances: make some (nvidia-smi mig -cgi … -C) "
                         "or leave it out"
                     )
                 if len(words) > 1 and device.parts is not None:

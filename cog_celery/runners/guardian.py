@@ -2,7 +2,7 @@
 went.
 
 A parent-death signal reaches a runner but not what the model has started itself, and nothing in a runner can act while
-it is stuck in C: so a small process of its own holds a pipe to us, and at its end kills every group it was told of, with
+it is stuck in C: so a small process of its own holds a pipe to us, and at its end kills every group it was told of, and
 its kin. It must not know what runs in them.
 """
 

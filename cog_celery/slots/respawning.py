@@ -120,7 +120,6 @@ class RespawningRunner:
             except (SetupError, OSError) as error:
                 self._let_go()
                 if not self._shop.draining.is_set() and self._gpu_trouble is None:
-                    self._shop.on_setup_failed(self.name)
                     self.fail(str(error))
                     log.error("%s is still out, it is tried again: %s", self.name, error)
                 return False
@@ -149,9 +148,14 @@ class RespawningRunner:
 
     def set_up(self) -> Ready:
         """Start a runner and wait for setup(); what the runner says of it. Raises SetupError, OSError."""
-        with traces.runner_start() as start:
-            ready = self._set_up()
-            start.ready(ready.setup_time)
+        try:
+            with traces.runner_start() as start:
+                ready = self._set_up()
+                start.ready(ready.setup_time)
+        except (SetupError, OSError):
+            if not self._shop.draining.is_set() and self._gpu_trouble is None:
+                self._shop.on_setup_failed(self.name)
+            raise
         return ready
 
     def _set_up(self) -> Ready:
@@ -215,7 +219,6 @@ class RespawningRunner:
                     if self._gpu_trouble is not None:
                         return False
                     log.error("%s: %s", self.name, error)
-                    self._shop.on_setup_failed(self.name)
                     reason = f"its predictor could not be set up again: {error}"
             self._tries = len(SETUP_PAUSES)
             self.fail(reason)

@@ -371,7 +371,7 @@ class Serving:
         log.warning("the runner of slot %d ended (%s) in prediction %s; it last said: %s", self._index, how, id, last)
 
     def _gpu_failed(self, work: _Work) -> bool:
-        """Whether a prediction failed, or its runner died, of a GPU that is not well: then it is for another attempt."""
+        """Whether a prediction failed, or its runner died, of a GPU that is not well: another attempt is to answer."""
         prediction, execution = work.prediction, work.current.execution
         if prediction.status != "failed" or prediction.fault == "input" or execution is None:
             return False

@@ -202,8 +202,8 @@ class Slot:
         return False
 
     def mend(self) -> None:
-        """From the heartbeat: an idle slot whose runner died gets another, before a request has to wait for it; one that
-        is out of service is tried again when that is due.
+        """From the heartbeat: an idle slot whose runner died gets another, before a request has to wait for it; one out
+        of service is tried again when that is due.
         """
         if self._runner.out is not None:
             if self.first and self._runner.due:
@@ -358,7 +358,7 @@ class Slot:
             self.current = None
             self._leave_desk()
         if delivery is not None:
-            self._serving.release(self.current or Current(delivery, self._desk))
+            self._serving.release(self.current or Current(delivery, self._desk), self._runner.unfit or "shutdown")
 
     def _next(self, left: float) -> Delivery | None:
         """The next entry that comes while the turn lasts."""

@@ -36,7 +36,6 @@ from cog_celery.gpus.monitor import Monitor
 from cog_celery.heartbeat import EVERY, Heartbeat, State
 from cog_celery.runners.environment import model_environment
 from cog_celery.runners.guardian import Guardian
-from cog_celery.runners.runner import Ready
 from cog_celery.runners.wake import Wake
 from cog_celery.settings import Settings
 from cog_celery.slots.respawning import RespawningRunner
@@ -262,23 +261,15 @@ class Node:
         if self._watched:
             self._watch_gpus(roster)
         self._report.begin()
-        with ThreadPoolExecutor(len(runners), thread_name_prefix="setup") as pool:
-            setups = [pool.submit(_set_up, runner) for runner in runners]
-        failures = [error for setup in setups if (error := setup.exception()) is not None]
-        if failures and self.draining.is_set():
-            return  # we killed them
-        all_ready = [setup.result() for setup in setups if setup.exception() is None]
-        self._report.end(None if all_ready else str(failures[0]))
-        if not all_ready:
+        try:
+            all_ready = roster.set_up()
+        except (SetupError, OSError) as error:
+            if self.draining.is_set():
+                return  # we killed them
+            self._report.end(str(error))
             self._count_failed_setup()
-            raise failures[0]
-        for runner, setup in zip(runners, setups, strict=True):
-            error = setup.exception()
-            if isinstance(error, SetupError | OSError):
-                self._setup_failed(runner.name)
-                runner.fail(str(error))  # its slots are out, and the others serve
-            elif error is not None:
-                raise error
+            raise
+        self._report.end(None)
         for ready in all_ready:
             count_setup(self.queue, self._link, ready.setup_time)
             if self._metrics is not None:
@@ -326,9 +317,6 @@ class Node:
     def _changed(self) -> None:
         if self._presence is not None:
             self._presence.changed()
-
-    def _out_or_back(self) -> None:
-        self._roster.update()
 
     def _setup_failed(self, name: str) -> None:
         if self._metrics is not None:
@@ -388,7 +376,7 @@ class Node:
             on_finished=self._finished,
             on_restarted=self._restarted,
             on_setup_failed=self._setup_failed,
-            on_out=self._out_or_back,
+            on_out=lambda: self._roster.update(),
         )
 
     def _make_runners(self, shop: Workshop) -> list[RespawningRunner]:
@@ -507,13 +495,6 @@ class Node:
     def _own_link(self, what: str, patience: float = REPLY_TIMEOUT) -> contextlib.closing[Link]:
         name = f"cog-celery-{what}:{self.life}"
         return contextlib.closing(Link(self.settings.redis_url, name, self._outage, patience=patience))
-
-
-def _set_up(runner: RespawningRunner) -> Ready:
-    trouble = runner.look_at_gpus(late=False)
-    if trouble is not None:
-        raise SetupError(trouble)
-    return runner.set_up()
 
 
 def model_name(settings: Settings) -> str:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+from cog_celery.errors import SetupError
 from cog_celery.gpus.monitor import Monitor
+from cog_celery.runners.runner import Ready
 from cog_celery.slots.respawning import RespawningRunner
 from cog_celery.slots.slot import Slot
 
@@ -40,6 +43,22 @@ class Roster:
         """What is wrong with the GPUs of each runner, by name, as they were told of it."""
         self._told: dict[str, str] = {}
         """Why runners are out, as was logged."""
+
+    def set_up(self) -> list[Ready]:
+        """Set all up for the first time, side by side. Those that cannot be are out, and the others serve; what these
+        say. Raises SetupError, OSError when there is none.
+        """
+        with ThreadPoolExecutor(len(self._runners), thread_name_prefix="setup") as pool:
+            setups = [pool.submit(_set_up, runner) for runner in self._runners]
+        failed = [
+            (runner, error) for runner, one in zip(self._runners, setups, strict=True) if (error := one.exception())
+        ]
+        for _, error in failed:
+            if len(failed) == len(setups) or not isinstance(error, SetupError | OSError):
+                raise error
+        for runner, error in failed:
+            runner.fail(str(error))
+        return [one.result() for one in setups if one.exception() is None]
 
     def update(self) -> None:
         """Take slots out, and back; tell of it."""
@@ -85,3 +104,10 @@ class Roster:
         slots = ", ".join(str(slot.index) for slot in self._of(runner))
         called = f"slot {slots}" if slots else runner.name
         return called if runner.share.label is None else f"{called} on GPU {runner.share.label}"
+
+
+def _set_up(runner: RespawningRunner) -> Ready:
+    trouble = runner.look_at_gpus(late=False)
+    if trouble is not None:
+        raise SetupError(trouble)
+    return runner.set_up()

@@ -1,4 +1,4 @@
-"""GPUs that fail under slots: theirs goes out and nothing else, what ran there runs elsewhere, and it comes back by itself.
+"""GPUs that fail under slots: theirs go out and nothing else, their work is done elsewhere, and they come back.
 
 NVML is a fake at its binding; everything else is real.
 """

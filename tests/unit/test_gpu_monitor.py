@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def test_a_fault_that_is_reported_is_out_for_a_pause_that_grows(stage: Make) -> 
     wait_until(lambda: two.nvml._sets, "the wait for events")
     two.machine.event(0, 0, kind=DOUBLE_BIT)
     two.wait(_0="GPU 0: a memory error that could not be corrected")
-    assert two.monitor._troubles[uuid(0)].again_at - module.time.monotonic() > 30
+    assert two.monitor._troubles[uuid(0)].again_at - time.monotonic() > 30
 
 
 @pytest.mark.parametrize("xid", [13, 31, 43, 45, 94])

@@ -1,4 +1,4 @@
-"""One of several processes that predict together, as torchrun's do: rank 0 listens at MASTER_PORT, the others connect."""
+"""One of several processes that predict together, as torchrun's do: rank 0 listens at MASTER_PORT, others connect."""
 
 import os
 import signal
