@@ -45,7 +45,7 @@ def _find(group: int, needle: bytes) -> dict[int, str]:
     births: dict[int, str] = {}
     kin: set[int] = set()
     me = os.getpid()
-    for entry in os.listdir("/proc"):
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else ():
         pid = int(entry) if entry.isdigit() else me
         if pid == me:
             continue

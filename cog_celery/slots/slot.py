@@ -208,6 +208,8 @@ class Slot:
         if self._runner.out is not None:
             if self.first and self._runner.due:
                 self._revive(self._serving.try_again)
+            elif self.idle_since is not None:
+                self._revive(self.heed_health)  # its credit could not be taken back when it went out
             return
         if self.idle_since is None or not self._busy.acquire(blocking=False):
             return
@@ -292,6 +294,7 @@ class Slot:
     def _bury(self) -> None:
         with self._busy:
             self._runner.lay_down()
+        self.heed_health()  # what was asked of it meanwhile
 
     def serves(self, runner: RespawningRunner) -> bool:
         """Whether this is its runner."""
