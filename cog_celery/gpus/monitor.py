@@ -38,6 +38,9 @@ XIDS: Final = {
     140: "a memory error that could not be corrected",
 }
 NO_INSTANCE: Final = 0xFFFFFFFF
+UNWATCHED: Final = "GPUs are not watched, one that fails is not noticed as such: %s"
+TELL_AGAIN: Final = 60.0
+"""Seconds until the same Xid of a GPU is told again: a program may cause thousands."""
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,9 @@ class Monitor:
         self._troubles: dict[str, _Trouble] = {}
         self._faults: dict[str, int] = {}
         self._untold = False
+        self._failure: str | None = None
+        """Why it could not be opened again."""
+        self._told_at: dict[tuple[str, int], float] = {}
 
     # -- figures
 
@@ -154,7 +160,8 @@ class Monitor:
         Returns at once where there is no NVML.
         """
         self._on_change = on_change
-        if self.open() is not None:
+        if (why_none := self.open()) is not None:
+            log.warning(UNWATCHED, why_none)
             return
         self._look_at_all()
         while not closed.is_set():
@@ -183,7 +190,7 @@ class Monitor:
         now = time.monotonic()
         due = {id for id, trouble in self._troubles.items() if now >= trouble.again_at}
         if due:
-            self._begin({id for id in self._devices if id not in self._troubles or id in due})
+            self._begin_again({id for id in self._devices if id not in self._troubles or id in due})
         for id in due:
             trouble, reason = self._troubles[id], self._look(id)
             if reason is None:
@@ -194,9 +201,14 @@ class Monitor:
                 trouble.reason = reason
                 trouble.again_at = now + GONE_PAUSES[min(trouble.tries, len(GONE_PAUSES) - 1)]
         if self._troubles:
-            self._begin({id for id in self._devices if id not in self._troubles})
+            self._begin_again({id for id in self._devices if id not in self._troubles})
             if not self._handles:
                 self._close()
+
+    def _begin_again(self, ids: set[str]) -> None:
+        failure, self._failure = self._failure, self._begin(ids)
+        if self._failure is not None and self._failure != failure:
+            log.warning(UNWATCHED, self._failure)
 
     def _close(self) -> None:
         if self._opened:
@@ -204,7 +216,7 @@ class Monitor:
             self._quietly(self._nvml.nvmlShutdown)
 
     def _begin(self, ids: set[str]) -> str | None:
-        """Open NVML anew, with these devices and no others; why that cannot be."""
+        """Open NVML anew, with these devices and no others; why that cannot be: then nothing is known of any."""
         nvml = self._nvml
         self._close()
         try:
@@ -246,6 +258,8 @@ class Monitor:
         """What is wrong with a device, as far as it says so now."""
         nvml = self._nvml
         with self._changed:
+            if not self._opened:
+                return self._troubles[id].reason if id in self._troubles else None
             try:
                 handle = self._handles.get(id)
                 if handle is None:
@@ -335,7 +349,7 @@ class Monitor:
             number = int(event.eventData)
             reason = f"Xid {number}" + (f", {XIDS[number]}" if number in XIDS else "")
             if number in HARMLESS:
-                log.warning("%s reports Xid %d, which is no fault of its own", self._called(event), number)
+                self._tell_of(self._called(event), number)
                 return
         else:
             reason = XIDS[48]
@@ -345,6 +359,12 @@ class Monitor:
                 pause = FAULT_PAUSES[min(faults, len(FAULT_PAUSES)) - 1]
                 with self._changed:
                     self._fail(id, _Trouble(reason, time.monotonic() + pause))
+
+    def _tell_of(self, called: str, number: int) -> None:
+        now = time.monotonic()
+        if now >= self._told_at.get((called, number), 0.0):
+            self._told_at[called, number] = now + TELL_AGAIN
+            log.warning("%s reports Xid %d, which is no fault of its own", called, number)
 
     def _called(self, event: Any) -> str:
         ids = self._affected(event)

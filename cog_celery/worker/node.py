@@ -259,7 +259,8 @@ class Node:
         runners = self._make_runners(shop)
         roster = self._roster = Roster(runners, self.slots, self._monitor, self._changed, self._fail)
         if self._watched:
-            self._watch_gpus(roster)
+            self._monitor.open()  # what is lost already is not to be set up
+            self._start_thread(partial(self._monitor.run, self._closed, roster.update), "gpus")
         self._report.begin()
         try:
             all_ready = roster.set_up()
@@ -306,13 +307,6 @@ class Node:
         count = sum(slot.takes_work for slot in slots)
         told = f"{count} slots" if count == len(slots) else f"{count} of {len(slots)} slots"
         log.info("worker %s is ready: %s on queue %s", self.life, told, self.queue.name)
-
-    def _watch_gpus(self, roster: Roster) -> None:
-        why_none = self._monitor.open()
-        if why_none is not None:
-            log.warning("GPUs are not watched, one that fails is not noticed as such: %s", why_none)
-            return
-        self._start_thread(partial(self._monitor.run, self._closed, roster.update), "gpus")
 
     def _changed(self) -> None:
         if self._presence is not None:

@@ -65,7 +65,7 @@ class Roster:
         with self._lock:
             for runner in self._runners:
                 trouble = self._monitor.known_trouble(runner.share.ids)
-                if trouble is not None and runner.name not in self._lost:
+                if trouble is not None and self._lost.get(runner.name) != trouble:
                     self._lost[runner.name] = trouble
                     self._lose(runner, trouble)
                 elif trouble is None and self._lost.pop(runner.name, None) is not None:

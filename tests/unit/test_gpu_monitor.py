@@ -160,6 +160,22 @@ def test_one_that_is_out_is_not_held_open_so_that_it_can_be_reset(stage: Make) -
     assert [usage.label for usage in two.monitor.read()] == ["0"]
 
 
+def test_an_nvml_that_cannot_be_opened_again_says_nothing_of_those_that_were_well(
+    stage: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    two = stage(None, None)
+    two.machine.state["driver"] = False  # for those that come now
+    two.machine.change(1, error="GPU_IS_LOST")
+    two.wait(_1="GPU 1: GPU is lost")
+    wait_until(lambda: "GPUs are not watched" in caplog.text, "that to be said")
+    assert set(two.troubles) == {"1"} and two.monitor.trouble([uuid(0)]) is None
+    two.machine.state["driver"] = True
+    two.machine.change(1, error=None)
+    two.wait()
+    two.machine.change(0, error="UNKNOWN")
+    two.wait(_0="GPU 0: Unknown Error")
+
+
 def test_a_question_is_answered_as_it_is_now_or_a_moment_later(stage: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA fails a process before the driver has said why."""
     wait_for_events_alone(monkeypatch)
