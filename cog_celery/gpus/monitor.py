@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from cog_celery.gpus.finding import Device, text
+from cog_celery.gpus.xids import DOUBLE_BIT, HARMLESS, described
 
 EVERY: Final = 5.0
 """Seconds that the wait for an event lasts. Then each GPU is looked at: one that falls off the bus may not say so."""
@@ -23,20 +24,6 @@ GONE_PAUSES: Final = (5.0, 10.0, 20.0, 40.0, 60.0)
 """Seconds between looks for a GPU that does not answer. It is not held open meanwhile: a reset wants it free."""
 FAULT_PAUSES: Final = (60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 """Seconds for which a GPU that has reported a fault is left alone, by how many it has reported in this process."""
-HARMLESS: Final = frozenset({13, 31, 43, 45, 63, 68, 92, 94, 109, 121, 137, 154})
-"""Xids that end what ran, or nothing: the GPU itself goes on. 154 says that its recovery action changed, which is
-looked at anyway."""
-XIDS: Final = {
-    48: "a memory error that could not be corrected",
-    62: "its microcontroller halted",
-    64: "memory rows could not be remapped",
-    74: "an NVLink error",
-    79: "it has fallen off the bus",
-    95: "a memory error that was not contained",
-    119: "its system processor does not answer",
-    120: "its system processor failed",
-    140: "a memory error that could not be corrected",
-}
 NO_INSTANCE: Final = 0xFFFFFFFF
 UNWATCHED: Final = "GPUs are not watched, one that fails is not noticed as such: %s"
 TELL_AGAIN: Final = 60.0
@@ -347,12 +334,12 @@ class Monitor:
         nvml = self._nvml
         if event.eventType == nvml.nvmlEventTypeXidCriticalError:
             number = int(event.eventData)
-            reason = f"Xid {number}" + (f", {XIDS[number]}" if number in XIDS else "")
             if number in HARMLESS:
                 self._tell_of(self._called(event), number)
                 return
+            reason = described(number)
         else:
-            reason = XIDS[48]
+            reason = DOUBLE_BIT
         for id in self._affected(event):
             if id not in self._troubles:
                 faults = self._faults[id] = self._faults.get(id, 0) + 1
