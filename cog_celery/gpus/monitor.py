@@ -25,7 +25,6 @@ GONE_PAUSES: Final = (5.0, 10.0, 20.0, 40.0, 60.0)
 FAULT_PAUSES: Final = (60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 """Seconds for which a GPU that has reported a fault is left alone, by how many it has reported in this process."""
 NO_INSTANCE: Final = 0xFFFFFFFF
-UNWATCHED: Final = "GPUs are not watched, one that fails is not noticed as such: %s"
 TELL_AGAIN: Final = 60.0
 """Seconds until the same Xid of a GPU is told again: a program may cause thousands."""
 
@@ -147,8 +146,8 @@ class Monitor:
         Returns at once where there is no NVML.
         """
         self._on_change = on_change
-        if (why_none := self.open()) is not None:
-            log.warning(UNWATCHED, why_none)
+        if self.open() is not None:
+            self._say_unwatched(self._why_none)
             return
         self._look_at_all()
         while not closed.is_set():
@@ -189,13 +188,16 @@ class Monitor:
                 trouble.again_at = now + GONE_PAUSES[min(trouble.tries, len(GONE_PAUSES) - 1)]
         if self._troubles:
             self._begin_again({id for id in self._devices if id not in self._troubles})
-            if not self._handles:
+            if len(self._troubles) == len(self._devices):
                 self._close()
 
     def _begin_again(self, ids: set[str]) -> None:
         failure, self._failure = self._failure, self._begin(ids)
         if self._failure is not None and self._failure != failure:
-            log.warning(UNWATCHED, self._failure)
+            self._say_unwatched(self._failure)
+
+    def _say_unwatched(self, why: str | None) -> None:
+        log.warning("GPUs are not watched, one that fails is not noticed as such: %s", why)
 
     def _close(self) -> None:
         if self._opened:
