@@ -295,7 +295,7 @@ end
 return verdicts
 """)
 
-# KEYS queue, stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms, whose it is to be: `released`,
+# KEYS queue, stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms, whose it is to be: released,
 # and whoever takes an entry next takes this one, the attempt does not count; or still the owner's, and a bridge reclaims
 # it as if that had been silent for a lease. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
 RELEASE = Script("""
