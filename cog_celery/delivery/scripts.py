@@ -296,8 +296,9 @@ return verdicts
 """)
 
 # KEYS queue, stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms, whose it is to be: `released`,
-# and whoever takes an entry next takes this one, the attempt does not count; or still its owner's, and a bridge takes it
-# over as if that had been silent for a lease. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
+# and whoever takes an entry next takes this one, the attempt does not count; or still its owner's, and a bridge takes
+# it over as if that had been silent for a lease. The stream `released` wakes a bridge that watches. -> 1 | 0: not the
+# owner
 RELEASE = Script("""
 local stream = KEYS[2]
 if not ours(stream, ARGV[1], ARGV[2], ARGV[3]) then return 0 end
