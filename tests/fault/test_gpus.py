@@ -150,6 +150,27 @@ def test_a_process_that_dies_of_its_gpu_is_not_the_models_failure_and_its_reques
     assert host.fleet.producer.predict({"mode": "raises"})["status"] == "failed"
 
 
+def test_all_that_runs_at_once_on_a_gpu_that_is_lost_runs_elsewhere_and_all_of_its_slots_come_back(
+    fleet: FleetFactory, tmp_path: Path
+) -> None:
+    """A model of three predictions at once: six slots on two GPUs."""
+    host = Host(fleet, Machine(tmp_path, None, None), "concurrent", dialect="cog-0.6")
+    host.wait_idle(6)
+    producer = host.fleet.producer
+    requests = [producer.send({"mode": "sleeps", "text": str(number), "seconds": 1}) for number in range(6)]
+    for request in requests:
+        producer.wait_for(request, lambda response: True)
+    host.machine.change(0, error="GPU_IS_LOST")
+    responses = [producer.wait(request, timeout=20) for request in requests]
+    assert {(one["status"], one["output"]) for one in responses} == {("succeeded", str(text)) for text in range(6)}
+    assert len({one["metrics"]["pid"] for one in responses}) == 1, "the other runner"
+    host.wait_for("slot 0, 1, 2 on GPU 0 is out")
+    assert host.states() == ["out"] * 3 + ["idle"] * 3
+    host.machine.change(0, error=None)
+    host.wait_idle(6)
+    assert host.states() == ["idle"] * 6
+
+
 MODEL = """
 import os, time
 from cog import BasePredictor

@@ -12,6 +12,8 @@ from cog_celery.errors import UsageError
 from cog_celery.gpus import assigning
 from cog_celery.gpus.assigning import Share, visible
 from cog_celery.gpus.finding import Device, Found, find, parse_listing
+from cog_celery.producer import checking
+from cog_celery.settings import Settings
 from tests.support.gpus import Machine, uuid, without_nvml
 
 NO_GPUS = Found((), "nobody has one")
@@ -328,3 +330,18 @@ def test_where_nothing_is_found_each_way_says_why(tmp_path: Path, monkeypatch: p
     assert found.devices == ()
     assert "NVML: NVML Shared Library Not Found; nvidia-smi: " in found.why_none
     assert "exit status 9" in found.why_none
+
+
+def test_a_check_says_which_slots_there_would_be_and_which_gpu_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path, None, (0, 1))
+    machine.install(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    told = Settings.load({"gpus": "auto"}, {})
+    assert checking._gpus(told).found == "3 slots: 0, 1:0, 1:1"
+    assert checking._gpus(Settings.load({}, {})).found == "0, 1:0, 1:1; --gpus auto makes a slot of each"
+    machine.change(0, error="GPU_IS_LOST")
+    finding = checking._gpus(told)
+    assert (finding.verdict, finding.found) == ("warn", "GPU 0 does not answer: NVML: GPU is lost")
+    assert checking._gpus(Settings.load({"gpus": "5"}, {})).verdict == "fail"
