@@ -693,7 +693,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "gpus",
         Kind("SPEC", _text),
-        "A slot per GPU: `auto` (all that are visible), `none`, or a list such as 0,1.",
+        "A slot per GPU: `auto` (all that are visible), `none`, or a list: 0,1 or 0:1 for a MIG instance, GPU-… or "
+        "MIG-…; 0+1,2+3 for sets.",
         _MODEL,
     ),
     Option("slots_per_gpu", _count(1), "Slots that share each GPU.", _MODEL),

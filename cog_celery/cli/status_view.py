@@ -42,6 +42,7 @@ _STYLES: Final = {
     "late": "yellow",
     "canceled": "yellow",
     "unwell": "bold red",
+    "out": "bold red",
     "restarting": "yellow",
     "starting": "yellow",
     "waiting": "yellow",
