@@ -16,13 +16,14 @@ from . import BenchError
 
 
 class Wire:
-    """One connection, used by one thread. `sent` is the number of bytes written so far."""
+    """One connection, used by one thread. `sent` is the number of bytes written so far, `calls` that of commands."""
 
     def __init__(self, url: str, *, timeout: float = 60.0) -> None:
         """Connect; `timeout` in seconds holds for every reply. Raises OSError."""
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 6379
         self.sent = 0
+        self.calls = 0
         self._timeout = timeout
         self._reader = hiredis.Reader()
         self._socket = socket.create_connection((self.host, self.port), timeout=timeout)
@@ -41,6 +42,7 @@ class Wire:
         data = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub means a tuple of exactly one
         self._socket.sendall(data)
         self.sent += len(data)
+        self.calls += 1
         return self.receive()
 
     def receive(self) -> Any:

@@ -23,13 +23,25 @@ PREFIX = "10.77.0"
 """The first three parts of all addresses."""
 REDIS_PORT = 6379
 
+_TRIED = """
+ip link add one type veth peer name two
+ip link add switch type bridge
+nft add table bridge fault
+nft 'add chain bridge fault c { type filter hook forward priority 0; }'
+nft add rule bridge fault c numgen random mod 1000 '<' 1 drop
+tc qdisc add dev one root tbf rate 1mbit burst 3000 latency 400ms
+"""
+
 
 def lacks() -> str:
     """What this machine has not, and such a network needs; empty when there is all."""
     programs = [name for name in ("ip", "tc", "nft", "nsenter", "unshare") if shutil.which(name) is None]
     if programs:
         return f"the program {', '.join(programs)} (of iproute2, nftables, util-linux)"
-    return "" if os.geteuid() == 0 else "root, which makes network namespaces,"
+    if os.geteuid() != 0:
+        return "root, which makes network namespaces,"
+    tried = subprocess.run(["unshare", "--net", "sh", "-ec", _TRIED], capture_output=True, text=True, check=False)
+    return f"a kernel that lets us make networks ({tried.stderr.strip()})" if tried.returncode else ""
 
 
 class _Namespace:

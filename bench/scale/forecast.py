@@ -1,0 +1,78 @@
+"""What 10,000 GPUs would ask of one Redis, of bridges and of a network, by what one prediction asks of them here.
+
+It must not know how that was measured. It is a calculation: whatever was measured for a prediction is multiplied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FULL = 0.8
+"""The share of a thread, or of a network, at which it is said to be full."""
+NETWORK = 125e6
+"""Bytes a second of a network of 1 Gbit/s."""
+GPUS = (100, 1000, 10_000)
+
+
+@dataclass(frozen=True)
+class Load:
+    """`gpus` slots that are never idle, with predictions of so many seconds, in workers of so many slots.
+
+    `redis`: threads of Redis, `bridges`: bridges, `network`: networks of 1 Gbit/s that it takes, none fuller than FULL;
+    `redis_share`: of one thread. `most`: GPUs at which one thread is full.
+    """
+
+    gpus: int
+    seconds: float
+    slots: int
+    per_second: float
+    redis_share: float
+    redis: int
+    bridges: int
+    network: float
+    most: int
+
+
+def loads(fleet: Sequence[Mapping[str, Any]], gpus: Sequence[int] = GPUS) -> Iterator[Load]:
+    """For each class of the rows that were measured, and each number of GPUs."""
+    for row in fleet:
+        for count in gpus:
+            yield load(row, count)
+
+
+def load(row: Mapping[str, Any], gpus: int) -> Load:
+    seconds, per_second = row["seconds"], gpus / row["seconds"]
+    share = per_second * row["server_us"] / 1e6
+    return Load(
+        gpus=gpus,
+        seconds=seconds,
+        slots=row["slots_per_worker"],
+        per_second=per_second,
+        redis_share=share,
+        redis=math.ceil(share / FULL),
+        bridges=math.ceil(per_second * row["bridge_us"] / 1e6 / FULL),
+        network=per_second * row["bytes"] / NETWORK,
+        most=math.floor(FULL * seconds * 1e6 / row["server_us"]),
+    )
+
+
+def idle_load(rows: Sequence[Mapping[str, Any]], gpus: int) -> Load:
+    """The same of GPUs that have nothing to do, in workers of one slot: by what more workers cost than fewer."""
+    few, many = rows[0], rows[-1]
+    more = many["workers"] - few["workers"]
+    each = max(0.0, many["server_share"] - few["server_share"]) / more
+    share = each * gpus
+    return Load(
+        gpus=gpus,
+        seconds=0.0,
+        slots=1,
+        per_second=0.0,
+        redis_share=share,
+        redis=math.ceil(share / FULL),
+        bridges=1,
+        network=gpus * many["bytes"] / NETWORK,
+        most=math.floor(FULL / each) if each else 0,
+    )
