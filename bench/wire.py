@@ -39,11 +39,15 @@ class Wire:
 
     def call(self, *words: str | bytes | int) -> Any:
         """Send a command and return its reply. Raises BenchError."""
+        self.send(*words)
+        return self.receive()
+
+    def send(self, *words: str | bytes | int) -> None:
+        """Send a command, whose reply is to be taken by receive()."""
         data = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub means a tuple of exactly one
         self._socket.sendall(data)
         self.sent += len(data)
         self.calls += 1
-        return self.receive()
 
     def receive(self) -> Any:
         """The next reply, or message of a subscription: bytes, int, list or None. Raises BenchError."""

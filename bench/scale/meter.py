@@ -10,6 +10,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bench import BenchError
@@ -27,6 +28,10 @@ KINDS = {
 }
 """Kinds of connections by what their names begin with; Celery's have none."""
 
+# Commands that the fleet sends by themselves; all others are within these, as parts of scripts, but for a few.
+_OUTER = ("evalsha", "brpop", "blmove", "xread", "xreadgroup", "lpush", "publish", "ping", "exists")
+_CONNECTIONS, _ROUNDS = 50, 400
+
 _FIELD = re.compile(r"(?:^| )(name|tot-net-in|tot-net-out|tot-cmds)=(\S*)")
 
 
@@ -36,6 +41,7 @@ class Reading:
 
     at: float
     cpu: float
+    executing: float
     trips: int
     commands: Mapping[str, int]
     bytes: Mapping[str, int]
@@ -44,10 +50,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Spent:
-    """What it did in `seconds`: seconds of CPU, round trips, commands and bytes by kind of connection."""
+    """What it did in `seconds`: seconds of CPU, and, by its own account and the clock, within commands; round trips;
+    commands and bytes by kind of connection.
+    """
 
     seconds: float
     cpu: float
+    executing: float
     trips: int
     commands: Mapping[str, int]
     bytes: Mapping[str, int]
@@ -76,7 +85,7 @@ class Meter:
         cpu = sum(float(about[f"used_cpu_{kind}_main_thread"]) for kind in ("user", "sys"))
         # What the benchmark itself asks is none of theirs.
         trips = int(about["total_reads_processed"]) - self._wire.calls
-        return Reading(time.monotonic(), cpu, trips, commands, size)
+        return Reading(time.monotonic(), cpu, self._executing(), trips, commands, size)
 
     def since(self, before: Reading) -> Spent:
         """Of connections that are there now."""
@@ -84,10 +93,30 @@ class Meter:
         return Spent(
             now.at - before.at,
             now.cpu - before.cpu,
+            now.executing - before.executing,
             now.trips - before.trips,
             {kind: count - before.commands.get(kind, 0) for kind, count in now.commands.items()},
             {kind: size - before.bytes.get(kind, 0) for kind, size in now.bytes.items()},
         )
+
+    def trip_us(self) -> float:
+        """Microseconds of CPU that a round trip costs the server beside its command, when it is never idle."""
+        with ExitStack() as stack:
+            url = f"redis://{self._wire.host}:{self._wire.port}"
+            wires = [stack.enter_context(Wire(url)) for _ in range(_CONNECTIONS)]
+            before = self.read()
+            for _ in range(_ROUNDS):
+                for wire in wires:
+                    wire.send("PING")
+                for wire in wires:
+                    wire.receive()
+            spent = self.since(before)
+        return 1e6 * (spent.cpu - spent.executing) / (_CONNECTIONS * _ROUNDS)
+
+    def _executing(self) -> float:
+        about = self._about("commandstats")
+        rows = (about[f"cmdstat_{name}"] for name in _OUTER if f"cmdstat_{name}" in about)
+        return sum(int(row.partition("usec=")[2].partition(",")[0]) for row in rows) / 1e6
 
     def memory(self) -> int:
         """Bytes that the server's data takes."""

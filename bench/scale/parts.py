@@ -8,12 +8,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from bench import BenchError, procfs
 from bench.fleet import Fleet
-from bench.scale.meter import Meter, Spent
+from bench.scale.meter import Meter
 from bench.scale.site import POLL, Site, bridge, roles
 from bench.wire import Wire
 
@@ -26,9 +26,11 @@ WORKER_COUNTS = (1, 10, 100, 1000)
 BUSY_PER_WORKER = 10
 """Slots at work of each worker of which only the traces in Redis are there."""
 TICKETS = 2000
+ROUNDS = 3
+"""Of as many tickets; the median counts."""
 WAITING = 1_000_000
 SHORT = 0.05
-CLASSES = ((SHORT, 60), (1.0, 10), (30.0, 1))
+CLASSES = ((0.0, 100), (SHORT, 60), (1.0, 10), (30.0, 1))
 """Seconds that predictions take, and how many of them each slot has to make."""
 BRIDGE_COUNTS = (1, 2)
 IDLE = 20.0
@@ -63,13 +65,10 @@ def _slots(wire: Wire, say: Say) -> list[Row]:
         with Site(wire, f"slots-{slots}") as site:
             site.start(1, slots)
             site.work(slots * 10, SHORT)
-            rate, spent, bridge_cpu, workers_cpu = site.work(slots * 120, SHORT)
-        linear = rate / (rows[0]["rate"] * slots) if rows else 1.0
-        rows.append(
-            {"slots": slots, "rate": rate, "linear": linear, "ideal": rate / (slots / SHORT)}
-            | _per_prediction(spent, slots * 120, bridge_cpu, workers_cpu)
-        )
-        say(f"{slots} slots: {rate:.1f} /s, {linear:.1%} of linear")
+            work = site.work(slots * 120, SHORT)
+        linear = work.rate / (rows[0]["rate"] * slots) if rows else 1.0
+        rows.append({"slots": slots, "linear": linear, "ideal": work.rate / (slots / SHORT)} | asdict(work))
+        say(f"{slots} slots: {work.rate:.1f} /s, {linear:.1%} of linear")
     return rows
 
 
@@ -79,37 +78,25 @@ def _fleet(wire: Wire, say: Say) -> list[Row]:
     for slots in (10, 1):
         with Site(wire, f"fleet-{slots}") as site:
             say(f"starting ten workers with {slots} slots each")
+            site.rest()
             site.start(10, slots)
             memory = {f"{role}_mib": procfs.memory_bytes(of) / MIB for role, of in roles(site.workers_pids()).items()}
+            trip_us = site.meter.trip_us()
             for seconds, each in CLASSES:
-                count = each * site.slots
-                rate, spent, bridge_cpu, workers_cpu = site.work(count, seconds)
+                work = site.work(each * site.slots, seconds)
+                ideal = work.rate / (site.slots / seconds) if seconds else None
                 rows.append(
-                    {"seconds": seconds, "slots_per_worker": slots, "slots": site.slots}
-                    | {"rate": rate, "ideal": rate / (site.slots / seconds), "bridge_mib": _bridge_mib(site)}
-                    | _per_prediction(spent, count, bridge_cpu, workers_cpu)
+                    {"seconds": seconds, "slots_per_worker": slots, "slots": site.slots, "ideal": ideal}
+                    | {"bridge_mib": _bridge_mib(site), "trip_us": trip_us}
+                    | asdict(work)
                     | memory
                 )
-                say(f"{seconds:g} s: {rate:.1f} /s, {rows[-1]['ideal']:.1%} of what sleeping allows")
+                say(f"{seconds:g} s: {work.rate:.1f} /s, {work.server_us:.0f} µs of Redis each")
     return rows
 
 
 def _bridge_mib(site: Site) -> float:
     return procfs.memory_bytes(site.bridge_pids()) / MIB
-
-
-def _per_prediction(spent: Spent, count: int, bridge_cpu: float, workers_cpu: float) -> Row:
-    """Microseconds, commands and bytes for each of them."""
-    return {
-        "predictions": count,
-        "server_us": 1e6 * spent.cpu / count,
-        "bridge_us": 1e6 * bridge_cpu / count,
-        "workers_us": 1e6 * workers_cpu / count,
-        "trips": spent.trips / count,
-        "commands": sum(spent.commands.values()) / count,
-        "commands_by_kind": {kind: number / count for kind, number in spent.commands.items()},
-        "bytes": sum(spent.bytes.values()) / count,
-    }
 
 
 def _idle(wire: Wire, say: Say) -> list[Row]:
@@ -133,6 +120,7 @@ def _idle(wire: Wire, say: Say) -> list[Row]:
                 "commands_by_kind": {kind: number / every for kind, number in spent.commands.items()},
                 "bytes": sum(spent.bytes.values()) / every,
                 "server_share": spent.cpu / spent.seconds,
+                "executing_share": spent.executing / spent.seconds,
                 "worker_share": (procfs.cpu_seconds(pids) - cpu) / every,
                 "bridge_share": (site.bridge_cpu() - bridge_cpu) / spent.seconds,
                 "bridge_mib": _bridge_mib(site),
@@ -229,21 +217,25 @@ def _dispatch(wire: Wire, queues: Sequence[str], *, lives: int, busy: int, bridg
                 wire.call("XADD", queue, "*", "value", "{}")
                 owner = f"busy-{number // busy}~00000000.{number % busy}"
                 wire.call("XREADGROUP", "GROUP", queue, owner, "COUNT", 1, "STREAMS", queue, ">")
-        for number in range(TICKETS):
-            queue = queues[number % len(queues)]
-            wire.call("XADD", queue, "*", "value", f'{{"input":{{}},"response_queue":"bench:{number}"}}')
-        time.sleep(0.5)
-        before, cpu = meter.read(), procfs.cpu_seconds(pids)
-        wire.call("EVAL", _CREDITS, 0, TICKETS, len(queues), *queues, lives)
-        while wire.call("EVAL", _LEFT, 0, *queues):
-            fleet.check()
-            time.sleep(POLL / 2)
-        spent = meter.since(before)
+        rounds = []
+        for _ in range(ROUNDS):
+            for number in range(TICKETS):
+                body = f'{{"input":{{}},"response_queue":"bench:{number}"}}'
+                wire.call("XADD", queues[number % len(queues)], "*", "value", body)
+            time.sleep(0.5)
+            before, cpu = meter.read(), procfs.cpu_seconds(pids)
+            wire.call("EVAL", _CREDITS, 0, TICKETS, len(queues), *queues, lives)
+            while wire.call("EVAL", _LEFT, 0, *queues):
+                fleet.check()
+                time.sleep(POLL / 2)
+            spent = meter.since(before)
+            rounds.append((TICKETS / spent.seconds, procfs.cpu_seconds(pids) - cpu, spent.cpu, spent.trips))
+        rate, bridge_cpu, server_cpu, trips = (statistics.median(figures) for figures in zip(*rounds, strict=True))
         return {
-            "tickets_per_second": TICKETS / spent.seconds,
-            "bridge_us": 1e6 * (procfs.cpu_seconds(pids) - cpu) / TICKETS,
-            "server_us": 1e6 * spent.cpu / TICKETS,
-            "trips": spent.trips / TICKETS,
+            "tickets_per_second": rate,
+            "bridge_us": 1e6 * bridge_cpu / TICKETS,
+            "server_us": 1e6 * server_cpu / TICKETS,
+            "trips": trips / TICKETS,
         }
 
 

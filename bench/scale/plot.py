@@ -65,13 +65,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves that share their axes; `rules`: horizontal lines, and what they say."""
+    """Curves that share their axes; `rules`: horizontal lines, and what they say; `low`: the legend is in the lower
+    right corner, else in the upper left.
+    """
 
     title: str
     x: Axis
     y: Axis
     series: Sequence[Series]
     rules: Sequence[tuple[float, str]] = field(default_factory=tuple)
+    low: bool = False
 
 
 def picture(title: str, description: str, panels: Sequence[Panel]) -> str:
@@ -120,18 +123,18 @@ def _panel(panel: Panel) -> list[str]:
             out.append(f'    <polyline class="line c{color}" points="{path}"/>')
             out += [f'    <circle class="d{color}" cx="{x(a)}" cy="{y(b)}" r="4"/>' for a, b in series.points]
             color += 1
-    return out + _legend(panel.series)
+    return out + _legend(panel.series, panel.low)
 
 
-def _legend(series: Sequence[Series]) -> list[str]:
-    """In the upper left corner, where growing curves leave room."""
+def _legend(series: Sequence[Series], low: bool) -> list[str]:
+    left, top = (WIDTH - RIGHT - 170, HEIGHT - BOTTOM + 4 - 19 * len(series)) if low else (LEFT + 10, TOP + 14)
     out, color = [], 0
     for row, one in enumerate(series):
-        height = TOP + 14 + 19 * row
+        height = top + 19 * row
         name = "thin" if one.dashed else f"line c{color}"
         color += not one.dashed
-        out.append(f'    <line class="{name}" x1="{LEFT + 10}" y1="{height}" x2="{LEFT + 32}" y2="{height}"/>')
-        out.append(_text(LEFT + 39, height + 4, one.label))
+        out.append(f'    <line class="{name}" x1="{left}" y1="{height}" x2="{left + 22}" y2="{height}"/>')
+        out.append(_text(left + 29, height + 4, one.label))
     return out
 
 
@@ -142,4 +145,6 @@ def _text(x: float, y: float, text: str, name: str = "", anchor: str = "") -> st
 
 
 def _short(value: float) -> str:
+    if value >= 100_000:
+        return f"{value / 1000:g}k"
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:g}"

@@ -71,15 +71,24 @@ def _slots(rows: Rows) -> Table:
 def _fleet(rows: Rows) -> Table:
     headings = [
         *("workers, slots of each", "predictions of", "/s", "of what sleeping allows"),
-        *("Redis, CPU each", "round trips", "commands", "bytes", "bridge, CPU each", "workers, CPU each"),
+        *(
+            "Redis, CPU each",
+            "within commands",
+            "round trips",
+            "commands",
+            "bytes",
+            "bridge, CPU each",
+            "workers, CPU each",
+        ),
     ]
     cells = [
         [
             f"{row['slots'] // row['slots_per_worker']}, {row['slots_per_worker']}",
             _seconds(row["seconds"]),
             f"{row['rate']:,.1f}",
-            f"{row['ideal']:.1%}",
+            "" if row["ideal"] is None else f"{row['ideal']:.1%}",
             f"{row['server_us']:,.0f} µs",
+            f"{row['executing_us']:,.0f} µs",
             f"{row['trips']:.1f}",
             f"{row['commands']:.1f}",
             f"{row['bytes']:,.0f}",
@@ -161,8 +170,8 @@ def _backlog(rows: Rows) -> Table:
 
 def _forecast(rows: Rows, idle: Rows) -> Table:
     headings = [
-        *("predictions of", "slots of a worker", "GPUs", "predictions /s", "one Redis", "Redis servers"),
-        *("bridges", "a network of 1 Gbit/s", f"one Redis is at {FULL:.0%} with"),
+        *("predictions of", "slots of a worker", "GPUs", "predictions /s", "one Redis: as measured", "busy"),
+        *("Redis servers", "bridges", "a network of 1 Gbit/s", f"one Redis is at {FULL:.0%} with", "busy"),
     ]
     cells = [
         [
@@ -171,12 +180,14 @@ def _forecast(rows: Rows, idle: Rows) -> Table:
             f"{one.gpus:,}",
             f"{one.per_second:,.0f}",
             _share(one.redis_share),
+            _share(one.busy_share),
             str(one.redis),
             str(one.bridges),
             _share(one.network),
             f"{_rounded(one.most):,} GPUs",
+            f"{_rounded(one.busy_most):,} GPUs",
         ]
-        for one in (*loads(rows), idle_load(idle, GPUS[-1]))
+        for one in (*loads(rows), idle_load(idle, GPUS[-1], rows[0]["trip_us"]))
     ]
     return Table(headings, cells)
 
@@ -190,7 +201,7 @@ def _ticket(row: Row) -> list[str]:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
+    return "no time" if not seconds else f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
 
 
 def _rounded(count: int) -> int:
@@ -227,26 +238,28 @@ def _picture(found: Found) -> str:
         Series("workers", [(row["workers"], row["bridge_us"] + row["server_us"]) for row in found["workers"]]),
     ]
     highest = max(y for curve in curves for _, y in curve.points)
-    step = next(step for step in (200, 250, 500, 1000) if step * 5 > highest * 1.4 or step == 1000)
+    step = next((step for step in (100, 150, 200, 250, 300, 400) if step * 5 > highest * 1.3), 1000)
     second = Panel(
         "A ticket, with more of them",
         Axis("queues or workers, log scale", [1, 10, 100, 1000], log=True),
         Axis("CPU of bridge and Redis, µs", [step * n for n in range(6)]),
         curves,
     )
-    classes = [row for row in found["fleet"] if row["slots_per_worker"] > 1]
+    classes = [row for row in found["fleet"] if row["slots_per_worker"] > 1 and row["seconds"]]
+    each = [load(row, 10) for row in classes]
     third = Panel(
         "One Redis, by calculation",
         Axis("GPUs, log scale", [10, 100, 1000, 10_000, 100_000], log=True),
         Axis("share of its one thread, log scale", [0.01, 0.1, 1, 10, 100], log=True, unit="%"),
         [
             Series(
-                f"predictions of {_seconds(row['seconds'])}",
-                [(g, s) for g in (10, *GPUS, 100_000) if 0.01 <= (s := 100 * load(row, g).redis_share) <= 100],
+                f"predictions of {_seconds(one.seconds)}",
+                [(one.gpus, max(0.01, 100 * one.redis_share)), (one.most, 100 * FULL)],
             )
-            for row in classes
+            for one in each
         ],
-        rules=[(100 * FULL, "full: 80 %")],
+        rules=[(100 * FULL, f"full: {FULL:.0%}")],
+        low=True,
     )
     description = (
         "Three panels. Predictions per second with 1, 2, 4 and 8 slots, beside a linear line. CPU time of bridge and "

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -45,6 +46,23 @@ def worker(url: str, queue: str, model: str, slots: int, name: str) -> Command:
     return Command((*_PROGRAM, "worker", str(MODELS / model), *where), ROOT, environment())
 
 
+@dataclass(frozen=True)
+class Work:
+    """Predictions per second; and for each of them microseconds of CPU, `executing_us` of which Redis spends within
+    commands, and round trips, commands and bytes at Redis. Less what is spent without any worker, if that is known.
+    """
+
+    rate: float
+    server_us: float
+    executing_us: float
+    bridge_us: float
+    workers_us: float
+    trips: float
+    commands: float
+    broker_commands: float
+    bytes: float
+
+
 class Site(AbstractContextManager["Site"]):
     """One bridge and its workers on a fresh queue; more workers may come."""
 
@@ -58,6 +76,8 @@ class Site(AbstractContextManager["Site"]):
         self.workers = 0
         self.slots = 0
         self._bridge: Fleet | None = None
+        self._without = Spent(1.0, 0.0, 0.0, 0, {}, {}), 0.0
+        """What the server spends while nobody works, in how many seconds, and the bridge's CPU seconds in these."""
         wire.call("FLUSHALL")
         wire.call("XGROUP", "CREATE", queue, queue, "0", "MKSTREAM")
         self.meter = Meter(wire)
@@ -68,6 +88,14 @@ class Site(AbstractContextManager["Site"]):
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def rest(self, seconds: float = 10.0) -> None:
+        """See what the server and the bridge do without any worker: that is no prediction's doing."""
+        self._await(lambda: self.wire.call("HLEN", f"cog-celery:{self.queue}:processes"), "the bridge to serve")
+        time.sleep(1)
+        before, bridge_cpu = self.meter.read(), self.bridge_cpu()
+        time.sleep(seconds)
+        self._without = self.meter.since(before), self.bridge_cpu() - bridge_cpu
 
     def start(self, workers: int, slots: int) -> None:
         """Start so many workers with so many slots each; return when all are ready."""
@@ -99,17 +127,27 @@ class Site(AbstractContextManager["Site"]):
             time.sleep(poll)
         return time.monotonic()
 
-    def work(self, count: int, seconds: float) -> tuple[float, Spent, float, float]:
-        """Have so many predictions made that take so long. Predictions per second; what the server spent; CPU seconds
-        of the bridge and of the workers.
-        """
+    def work(self, count: int, seconds: float) -> Work:
+        """Have so many predictions made that take so long."""
         self.fill(count, {"seconds": seconds})
         before, bridge_cpu, workers_cpu = self.meter.read(), self.bridge_cpu(), self.workers_cpu()
         elapsed = self.drained(max(POLL, seconds / 20)) - before.at
-        spent = self.meter.since(before)
-        costs = self.bridge_cpu() - bridge_cpu, self.workers_cpu() - workers_cpu
+        spent, bridge_cpu = self.meter.since(before), self.bridge_cpu() - bridge_cpu
+        workers_cpu = self.workers_cpu() - workers_cpu
         self._check(count)
-        return count / elapsed, spent, *costs
+        without, bridge_without = self._without
+        share = elapsed / without.seconds
+        return Work(
+            rate=count / elapsed,
+            server_us=1e6 * (spent.cpu - share * without.cpu) / count,
+            executing_us=1e6 * (spent.executing - share * without.executing) / count,
+            bridge_us=1e6 * max(0.0, bridge_cpu - share * bridge_without) / count,
+            workers_us=1e6 * workers_cpu / count,
+            trips=(spent.trips - share * without.trips) / count,
+            commands=(sum(spent.commands.values()) - share * sum(without.commands.values())) / count,
+            broker_commands=spent.commands.get("broker", 0) / count,
+            bytes=(sum(spent.bytes.values()) - share * sum(without.bytes.values())) / count,
+        )
 
     def length(self) -> int:
         return int(self.wire.call("XLEN", self.queue))
@@ -140,8 +178,7 @@ class Site(AbstractContextManager["Site"]):
                     raise BenchError(f"a prediction did not succeed: {response!r}{self.tail()}")
             self.wire.call("UNLINK", *keys)
 
-    def _await(self, condition: object, what: str) -> None:
-        assert callable(condition)
+    def _await(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + STALL
         while not condition():
             if time.monotonic() > deadline:

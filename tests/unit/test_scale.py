@@ -30,10 +30,18 @@ FOUND: dict[str, list[dict[str, Any]]] = {
     "fleet": [
         {"seconds": seconds, "slots_per_worker": slots, "slots": 10 * slots, "rate": 1.0, "ideal": 0.9, **PREDICTION}
         for slots in (10, 1)
-        for seconds in (0.05, 1.0, 30.0)
+        for seconds in (0.0, 0.05, 1.0, 30.0)
     ],
     "idle": [
-        {"workers": n, "worker_share": 0.001, "server_share": n / 1e4, "latency_ms": 2.0, **PREDICTION, **MEMORY}
+        {
+            "workers": n,
+            "worker_share": 0.001,
+            "server_share": n / 1e4,
+            "executing_share": n / 1e6,
+            "latency_ms": 2.0,
+            **PREDICTION,
+            **MEMORY,
+        }
         for n in (10, 100)
     ],
     "queues": [
@@ -49,20 +57,23 @@ FOUND: dict[str, list[dict[str, Any]]] = {
 
 
 def test_what_gpus_ask_of_redis_is_what_their_predictions_ask() -> None:
-    one = load(FOUND["fleet"][1], 10_000)
+    one = load(FOUND["fleet"][2], 10_000)
     assert one.per_second == 10_000
     assert one.redis_share == pytest.approx(2.0)
     assert one.redis == 3  # each at 80 % at the most
     assert one.bridges == 5
     assert one.most == 4000
+    assert one.busy_share == pytest.approx(1.0)  # 50 µs in commands and five round trips of 10 µs
+    assert one.busy_most == 8000
     assert one.network == pytest.approx(0.2)
 
 
 def test_what_idle_gpus_ask_is_what_more_workers_ask() -> None:
-    one = idle_load(FOUND["idle"], 10_000)
+    one = idle_load(FOUND["idle"], 10_000, trip_us=1.0)
     assert one.redis_share == pytest.approx(1.0)
     assert one.redis == 2
     assert one.most == 8000
+    assert one.busy_share == pytest.approx(0.06)  # a tenth of a thousandth of it in commands, and five round trips
 
 
 def test_every_part_has_a_table_and_a_place_in_the_document(tmp_path: Path) -> None:
