@@ -82,6 +82,10 @@ bench-telemetry: $(VENV)/.installed ## Measure what rows, log lines, metrics and
 bench-models: $(VENV)/.installed ## Measure the models of workers/ with one slot and with two; installs them
 	@$(BIN)/python -m bench.workers $(ARGS)
 
+.PHONY: bench-scale
+bench-scale: $(VENV)/.installed ## Measure how far it goes: slots, workers, queues, a million requests; ten minutes
+	@$(BIN)/python -m bench.scale $(ARGS)
+
 .PHONY: lock
 lock: $(VENV)/.installed ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/python $(PIP_INSTALL) 'uv>=0.9'
