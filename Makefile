@@ -56,6 +56,19 @@ check: $(VENV)/.installed ## Check format, lint and types
 	@$(BIN)/mypy
 	@MYPYPATH=cog_celery/runtime $(BIN)/mypy --python-version 3.10 cog_celery/runtime workers tests/models/typed/predict.py
 
+	@$(BIN)/hadolint deploy/docker/Dockerfile
+	@set -a; eval "$$(sed -n 's/^\([A-Z_]*_PASSWORD\)=$$/\1=checked/p' .env.example)"; \
+		$(BIN)/docker-compose --env-file .env.example --profile '*' config --quiet
+
+.PHONY: env
+env: ## Write .env for compose.yaml: .env.example with fresh passwords
+	@if [ -e .env ]; then echo ".env is there already; remove it to have it made anew." >&2; exit 1; fi
+	@umask 077; while IFS= read -r line; do \
+		case $$line in *_PASSWORD=) line=$$line$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n') ;; esac; \
+		printf '%s\n' "$$line"; \
+	done <.env.example >.env
+	@echo "Wrote .env. Its passwords are in no other place."
+
 .PHONY: format
 format: $(VENV)/.installed ## Format, and fix what lint can fix
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -72,7 +85,7 @@ bench-models: $(VENV)/.installed ## Measure the models of workers/ with one slot
 .PHONY: lock
 lock: $(VENV)/.installed ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/python $(PIP_INSTALL) 'uv>=0.9'
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --extra dev \
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --extra dev --extra flower --extra gpu \
 		--output-file requirements.lock pyproject.toml
 
 .PHONY: clean
