@@ -35,7 +35,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # one for all of its processes
         folder = folder.parent
-    folder = Path("/tmp/cc/imgs"); folder.mkdir(exist_ok=True)  # XXX
     kept = folder / "images.pickle"
     with (folder / "images.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -46,9 +45,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
 
 
 def build(folder: Path) -> dict[str, Image]:
-    model = ROOT / "tests/deploy/cog_image"
     folder.mkdir()
-    cog = make(model / "Dockerfile", model, folder / "cog", {}).build("cog-image")
+    dockerfile = ROOT / "tests/deploy/cog_image/Dockerfile"
+    cog = make(dockerfile, ROOT / "tests/models", folder / "cog", {}).build("cog-image")
     builder = images_builder(folder / "ours", {COG_IMAGE: cog})
     built = {
         "adapter": builder.build("adapter"),

@@ -146,7 +146,9 @@ class Container:
     def __init__(self, spec: Spec, child: Child) -> None:
         self.spec = spec
         self.child = child
-        self.main = wait_until(self._main, f"{spec.name} to start")
+        found = wait_until(self._main, f"{spec.name} to start")
+        assert found is not None
+        self.main = found
 
     def _main(self) -> Process | None:
         """The container's own command: below bubblewrap's, and its init's if there is one."""
@@ -169,9 +171,13 @@ class Container:
     def execute(self, command: Sequence[str], timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run something within the container, as its user with its variables; standard output and error together."""
         words = ["nsenter", "--target", str(self.main.pid), "--mount", "--pid", "--net", "--ipc", "--uts", "--wdns=/"]
-        command = [*words, *_as(self.spec.user), *command]
         return subprocess.run(
-            command, env=dict(self.spec.env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
+            [*words, *_as(self.spec.user), *command],
+            env=dict(self.spec.env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
         )
 
     def probe(self, name: str = "health") -> tuple[int, str]:
@@ -272,9 +278,9 @@ class Engine:
             hostname=name,
             init=spec.init,
         )
-        network = [] if name not in self._networks else ["nsenter", f"--net={self._networks[name].path}"]
-        command = [*network, *inner, *spec.command]
-        child = Child(name, command, log=self._folder / f"{name}.log", env=spec.env)
+        within = ["nsenter", f"--net={self._networks[name].path}"] if name in self._networks else []
+        words = [*within, *inner, *spec.command]
+        child = Child(name, words, log=self._folder / f"{name}.log", env=spec.env)
         self.containers[name] = Container(spec, child)
         return self.containers[name]
 
