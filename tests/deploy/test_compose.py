@@ -201,6 +201,24 @@ def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_second_model_is_what_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs/compose.md").read_text()
+    (text,) = re.findall(r"<!-- override -->\n```yaml\n(.*?)```", page, re.S)
+    (lines,) = re.findall(r"<!-- variables -->\n```sh\n(.*?)```", page, re.S)
+    override = tmp_path / "compose.override.yaml"
+    override.write_text(text.replace("compose.yaml", str(ROOT / "compose.yaml")))
+    variables = dict(line.split("=", 1) for line in lines.splitlines())
+    found, errors = config(ROOT, {**SECRETS, **variables}, override=override)
+    assert found is not None, errors
+    worker = found["services"]["worker-speech"]
+    assert worker["build"]["args"]["MODEL"] == "workers/speech" and worker["image"] == "cog-celery-worker-speech"
+    assert worker["environment"]["COG_CELERY_QUEUE"] == "speech"
+    assert worker["depends_on"]["redis"]["condition"] == "service_healthy" and worker["read_only"]
+    assert found["services"]["bridge"]["environment"]["COG_CELERY_QUEUE"] == "hello,speech"
+    assert found["services"]["redis"]["environment"]["REDIS_QUEUES"] == "hello speech"
+    assert found["services"]["worker"]["environment"]["COG_CELERY_QUEUE"] == "hello"
+
+
 # What it does
 
 

@@ -22,15 +22,21 @@ _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 def config(
-    root: Path, variables: Mapping[str, str], *profiles: str, **files: Path
+    root: Path,
+    variables: Mapping[str, str],
+    *profiles: str,
+    env_file: Path | None = None,
+    override: Path | None = None,
 ) -> tuple[dict[str, Any] | None, str]:
     """The whole configuration with these variables and nothing of this process's own, and what was said of errors.
 
-    `env_file`: instead of the .env of a developer, which is not looked at.
+    `env_file`: instead of the .env of a developer, which is not looked at. `override`: a second file over the first.
     """
     program = shutil.which("docker-compose", path=os.path.dirname(sys.executable))
     assert program is not None, "docker-compose is missing: make install"
-    command = [program, "--env-file", str(files.get("env_file", "/dev/null")), "--file", str(root / "compose.yaml")]
+    command = [program, "--env-file", str(env_file or "/dev/null"), "--file", str(root / "compose.yaml")]
+    if override is not None:
+        command += ["--file", str(override)]
     for profile in profiles:
         command += ["--profile", profile]
     command += ["config", "--format", "json"]
