@@ -122,6 +122,13 @@ def test_every_service_has_few_rights_and_writes_nowhere_but_in_volumes(everythi
             assert service["user"] == "999:999"
 
 
+def test_workers_can_be_more_than_one(everything: Mapping[str, Any]) -> None:
+    for name in ("worker", "worker-gpu"):
+        fixed = {"container_name", "hostname", "ports", "mac_address"} & set(everything[name])
+        assert not fixed and "COG_CELERY_NAME" not in everything[name]["environment"], name
+        assert all("ipv4_address" not in (network or {}) for network in everything[name]["networks"].values())
+
+
 def test_ports_are_those_of_this_machine_alone(everything: Mapping[str, Any]) -> None:
     ports = {name: service["ports"] for name, service in everything.items() if "ports" in service}
     assert set(ports) == {"redis", "flower", "prometheus", "grafana", "jaeger"}
@@ -306,6 +313,10 @@ def test_a_prediction_goes_through_all_of_it(up: Callable[..., Engine]) -> None:
         container.stop()
         assert container.child.process.returncode == 0 or name == "flower", container.child.text()[-2000:]
 
+    engine.start("redis").wait_probe()
+    with engine.host.entered():
+        assert Producer(client(engine, "producer"), "hello").get(requests[0]) is not None, "it is in the volume"
+
 
 def _check_users(engine: Engine) -> None:
     """ACL users are in force: none without a password, none for another's business."""
@@ -385,7 +396,8 @@ def _check_networks(engine: Engine) -> None:
 
 def test_a_published_model_joins_unchanged_and_ends_what_runs_when_it_is_stopped(up: Callable[..., Engine]) -> None:
     engine = up(COG_IMAGE=COG_IMAGE, WORKER_READ_ONLY="false", QUEUE="theirs")
-    sent = run(engine, "producer", "cog-celery", "send", "-i", "name=world")
+    # Long enough for `send` to wonder where its request is, which it may not look for.
+    sent = run(engine, "producer", "cog-celery", "send", "-i", "name=world", "-i", "seconds=3.5")
     output = json.loads(json.loads(sent[sent.index("{") :])["output"])
     assert output["name"] == "world"
     assert output["weights"] == "42", "found where the image has them, in root's cache"

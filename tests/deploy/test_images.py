@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.conftest import ROOT
+from tests.support.compose import config
 from tests.support.containers import Mount, sandbox
 from tests.support.images import Image, instructions
 
 pytestmark = [pytest.mark.ours, pytest.mark.timeout(300)]
 
 DOCKERFILE = (ROOT / "deploy/docker/Dockerfile").read_text()
+EXAMPLE = (ROOT / ".env.example").read_text()
 WORKERS = ("worker", "worker-on-cog")
 
 
@@ -52,6 +54,13 @@ def test_all_of_ours_is_one_folder_that_is_the_same_in_every_image(images: dict[
         assert (ours / file).stat().st_ino == (images["adapter"].folder / "opt/cog-celery" / file).stat().st_ino
         assert not list(ours.rglob(".env")) and not list((images[name].folder / "src").rglob(".env"))
         assert not any(re.search("PASSWORD|SECRET|TOKEN|URL", variable) for variable in images[name].env)
+
+
+def test_a_workers_health_is_asked_for_as_compose_does(images: dict[str, Image]) -> None:
+    found, errors = config(ROOT, dict.fromkeys(re.findall(r"^(\w+_PASSWORD)=$", EXAMPLE, re.M), "x"))
+    assert found is not None, errors
+    for name in WORKERS:
+        assert ["CMD", *images[name].health] == found["services"]["worker"]["healthcheck"]["test"]
 
 
 def test_nobody_is_root(images: dict[str, Image]) -> None:
