@@ -133,6 +133,8 @@ def why(error: BaseException) -> str:
             return "it wants a certificate of ours: ssl_certfile and ssl_keyfile in the URL"
         if "UNKNOWN_CA" in text:
             return "it does not trust our certificate (ssl_certfile in the URL)"
+        if isinstance(cause, ssl.SSLEOFError):
+            return "it breaks TLS off: does it want a certificate of ours (ssl_certfile and ssl_keyfile in the URL)?"
         return f"TLS failed: {cause.reason or text}"
     code = getattr(_cause(error, Exception), "reply_code", None) or getattr(error.__cause__, "reply_code", None)
     if code in AMQP_REFUSALS:

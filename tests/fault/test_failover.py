@@ -103,7 +103,7 @@ def test_a_primary_that_sleeps_through_a_failover_is_left_and_not_written_to_whe
             assert one.producer.predict({"mode": "hello"}, timeout=20) == succeeded("hello world")
         finally:
             os.kill(sentinels.primary.pid, signal.SIGCONT)
-        wait_until(lambda: sentinels.role(sentinels.primary) == "slave", "it to be told", ELECTED)
+        wait_until(lambda: sentinels.role(sentinels.primary) == "slave", "it to be told", 25)
         assert one.producer.predict({"mode": "hello"}) == succeeded("hello world")
         names = {str(client["name"]) for client in sentinels.primary.client.client_list(_type="normal")}
         assert not any(name.startswith("cog-celery-") for name in names), "nobody talks to it"

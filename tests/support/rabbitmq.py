@@ -132,7 +132,7 @@ class RabbitMQ:
         """All queues, and their arguments as RabbitMQ writes them."""
         command = [str(PROGRAMS / "rabbitmqctl"), "--quiet", "list_queues", "-p", VHOST, "--no-table-headers"]
         run = subprocess.run(
-            [*command, "--no-table-headers"],
+            [*command, "name", "arguments"],
             env=self._env,
             cwd=self._folder,
             text=True,
