@@ -131,6 +131,8 @@ def _amqp_broker(texts: list[str]) -> Broker:
 
 
 def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
+    if re.match(r"[^/?#]*://[^/?#@]*[?#][^/]*@", text):
+        raise ValueError("in a user or password # is written as %23, and ? as %3F")
     try:
         url = urlsplit(text)
         several = "," in url.netloc
@@ -145,7 +147,7 @@ def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
     if port == 0:
         raise ValueError("the URL's port is 0")
     if url.fragment:
-        raise ValueError("the URL has a #: in a user or password it is written as %23")
+        raise ValueError("the URL has a #, which means nothing here")
     return url
 
 

@@ -17,6 +17,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NoReturn, Self
 from urllib.parse import urlsplit
 
@@ -60,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     queues: tuple[str, ...] = ()
+    fleet: str | None = None
     redis_url: str = DEFAULT_REDIS_URL
     broker_url: str = ""
     name: str = ""
@@ -87,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_age: float | None = None
     max_length: int | None = None
     idempotent_ids: bool | None = None
+    priority: bool | None = None
     idempotent_ttl: float = 3600.0
 
     upload_url: str | None = None
@@ -126,13 +129,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "name", default_name())
 
     @classmethod
-    def load(cls, flags: Mapping[str, object], env: Mapping[str, str]) -> Self:
-        """Settings from flags (by field name; None and () are "not given") and, below them, variables.
+    def load(
+        cls, flags: Mapping[str, object], env: Mapping[str, str], file: Mapping[str, Given] = MappingProxyType({})
+    ) -> Self:
+        """Settings from flags (by field name; None and () are "not given") and, below them, variables, and what a fleet
+        file says of the queue.
 
         Raises UsageError that names the option or variable, what was given, and the nearest right one.
         """
         _refuse_unknown_variables(env)
         given = {option.name: source for option in OPTIONS if (source := option.find(flags, env)) is not None}
+        excluded = {other for one, other in _EXCLUSIVE if one in given}
+        given |= {name: source for name, source in file.items() if name not in given and name not in excluded}
         if "gpus" in given and given["gpus"].value != "none":
             _refuse_together(given, "slots", "gpus")
         _refuse_together(given, "slots_per_gpu", "gpus_per_slot")
@@ -248,6 +256,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({told})"
 
 
+_EXCLUSIVE: Final = (
+    *(("gpus", "slots"), ("slots", "gpus")),
+    *(("slots_per_gpu", "gpus_per_slot"), ("gpus_per_slot", "slots_per_gpu")),
+)
+"""Of these, what is said nearer to the process leaves the other one out."""
+
 # A child may find another host name, or a variable REDIS_URL.
 _ALWAYS_TOLD: Final = frozenset({"redis_url", "name"})
 
@@ -260,6 +274,8 @@ def masked_url(url: str) -> str:
 def _masked(url: str) -> str:
     scheme, separator, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     rest, query = re.fullmatch(r"([^?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    if "/" not in rest and "@" in query:  # a # or ? in a password that should have been %23 or %3F
+        return f"{scheme}{separator}***@{_masked(query.rpartition('@')[2])}"
     user, at, rest = rest.rpartition("@")
     return f"{scheme}{separator}{'***' if user else ''}{at}{rest}{query[:1]}{'***' if query[1:] else ''}"
 
@@ -624,6 +640,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
         default="`run`: the name of the model's folder",
     ),
     Option(
+        "fleet",
+        _PATH,
+        "A YAML file of queues and their settings: a bridge serves all of them, a worker the one that --queue names.",
+        (*_BRIDGE, *_WORKER, "check"),
+    ),
+    Option(
         "redis_url",
         _REDIS,
         "The Redis or Valkey of requests and responses: redis://, rediss:// (TLS), unix://, or "
@@ -756,6 +778,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
         _SWITCH,
         "A request with the id of another one is not run: it gets the other's responses. Stored with the queue.",
         _FLEET,
+        default="the queue's, else off",
+    ),
+    Option(
+        "priority",
+        _SWITCH,
+        "The queue has a lane: requests in the stream QUEUE.high are served before those in QUEUE, but for every tenth "
+        "time. Stored with the queue. `send` puts its requests there.",
+        (*_FLEET, "send"),
         default="the queue's, else off",
     ),
     Option(
