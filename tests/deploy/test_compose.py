@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import redis
+import yaml
 
 from tests.conftest import missing
 from tests.deploy.conftest import COG_IMAGE, ROOT
@@ -206,6 +207,29 @@ def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
         [str(promtool), "check", "config", str(tmp_path / "compose.yaml")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_traces_go_from_the_collector_to_where_jaeger_listens(everything: Mapping[str, Any]) -> None:
+    (volume,) = everything["otel-collector"]["volumes"]
+    collector = yaml.safe_load(Path(volume["source"]).read_text())
+    (pipeline,) = collector["service"]["pipelines"].values()
+    for kind, names in pipeline.items():
+        assert set(names) <= set(collector[kind]), kind
+    endpoint = everything["worker"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"]
+    port = collector["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].partition(":")[2]
+    assert endpoint == f"http://otel-collector:{port}"
+    assert collector["exporters"]["otlp/jaeger"]["endpoint"].partition(":")[0] in everything
+    assert everything["otel-collector"]["command"] == [f"--config={volume['target']}"]
+
+
+def test_grafana_finds_prometheus_and_its_dashboard(everything: Mapping[str, Any]) -> None:
+    sources = {one["target"]: Path(one["source"]) for one in everything["grafana"]["volumes"] if one["type"] == "bind"}
+    provisioning = sources["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((provisioning / "dashboards/cog-celery.yaml").read_text())["providers"]
+    home = everything["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home in sources and Path(home).parent == Path(provider["options"]["path"])
 
 
 def test_a_second_model_is_what_the_page_says(tmp_path: Path) -> None:
