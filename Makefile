@@ -50,7 +50,7 @@ soak: $(VENV)/.installed ## Break delivery in every way, hundreds of times; abou
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 .PHONY: check
-check: $(VENV)/.installed ## Check format, lint and types
+check: $(VENV)/.installed ## Check format, lint and types, the images and the compose file
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy

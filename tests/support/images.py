@@ -110,16 +110,15 @@ class Builder:
     def _start(self, base: str, target: str) -> Image:
         start = self._bases[base] if base in self._bases else self._built[base]
         folder = self._folder / target
-        number = 0
-        while folder.exists():
-            number += 1
-            folder = self._folder / f"{target}-{number}"
         if start.folder.is_dir():
             _copy(start.folder, folder, shared=True)
         for name in (*KEPT, "etc"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        if not (folder / "etc/passwd").exists():
-            (folder / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+        # A file of its own: it is appended to.
+        users = folder / "etc/passwd"
+        text = users.read_text() if users.exists() else "root:x:0:0:root:/root:/bin/sh\n"
+        users.unlink(missing_ok=True)
+        users.write_text(text)
         for mount in start.base:  # where there is only reading later
             if mount.path.split("/")[1] in KEPT:
                 (folder / mount.path.strip("/")).mkdir(parents=True, exist_ok=True)
