@@ -92,6 +92,7 @@ class RabbitMQ:
             self._authority = authority
             lines += [
                 f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
+                f"listeners.ssl.2 = 127.0.0.2:{self.tls_port}",  # which its certificate does not have
                 f"ssl_options.cacertfile = {authority.file}",
                 f"ssl_options.certfile = {own.file}",
                 f"ssl_options.keyfile = {own.key}",
