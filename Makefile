@@ -41,6 +41,10 @@ test-fault: $(VENV)/.installed ## Run the fault tests alone
 test-security: $(VENV)/.installed ## Run the security tests alone
 	@$(BIN)/python -m pytest tests/security $(ARGS)
 
+.PHONY: test-acl
+test-acl: $(VENV)/.installed ## Run integration, fault and security tests with deploy/redis/users.acl in force
+	@TEST_REDIS_ACL=1 $(BIN)/python -m pytest -n 3 --dist loadfile tests/integration tests/fault tests/security $(ARGS)
+
 .PHONY: peers
 peers: $(VENV)/.installed ## Compare models with what Cog 0.4.4 and 0.11.6 make of them; needs Python 3.10 for these
 	@COG_PEERS=1 $(BIN)/python -m pytest tests/unit/test_runtime_peer.py $(ARGS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,7 +17,7 @@ REDIS: Final = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 AMQP: Final = ("amqp", "amqps", "pyamqp")
 PORT, SENTINEL_PORT = 6379, 26379
 SENTINEL_FORM: Final = "redis+sentinel://USER:PASSWORD@host1:26379,host2:26379/NAME/0, NAME as in `sentinel monitor`"
-CERT_REQS: Final = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
+CERT_REQS: Final = ("required", "optional", "none")
 
 _TLS: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs")
 _TLS_OF_REDIS: Final = (*_TLS, "ssl_check_hostname")
@@ -217,11 +216,17 @@ def _tls_of_redis(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _tls_of_amqp(query: Mapping[str, str]) -> dict[str, Any]:
+    import ssl  # help and most commands need none of it
+
     tls = _tls(query)
     files = {name: tls.get(f"ssl_{name}") for name in ("ca_certs", "certfile", "keyfile")}
     # With the key, kombu fills in the name of the host, against which the certificate is checked then.
     named = {"server_hostname": None} if tls["ssl_check_hostname"] else {}
-    return {"cert_reqs": CERT_REQS[tls["ssl_cert_reqs"]], **{k: v for k, v in files.items() if v}, **named}
+    return {
+        "cert_reqs": ssl.VerifyMode[f"CERT_{tls['ssl_cert_reqs'].upper()}"],
+        **{k: v for k, v in files.items() if v},
+        **named,
+    }
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from celery import Celery
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 from cog_celery.cli import main as cli
 from tests.conftest import FleetFactory, missing
+from tests.support.authority import Authority
 from tests.support.fleet import Fleet
 from tests.support.processes import Child, wait_until
 from tests.support.producer import bare, succeeded
@@ -32,7 +34,8 @@ RETURN = 6.0
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     if program("rabbitmq-server") is None:
         missing("rabbitmq-server")
-    rabbitmq = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    folder = tmp_path_factory.mktemp("rabbitmq")
+    rabbitmq = RabbitMQ(folder, Authority(folder / "authority"))
     yield rabbitmq
     rabbitmq.stop()
 
@@ -159,3 +162,22 @@ def test_a_broker_that_does_not_let_us_in_is_said_in_one_line(
     assert finding["verdict"] == "fail" and words in finding["found"]
     for secret in (PASSWORD, "wrong-word"):
         assert secret not in one.log() and secret not in result.output
+
+
+def test_by_tls_it_is_reached_with_a_certificate_and_trusted_by_its_authority_alone(
+    fleet: FleetFactory, rabbitmq: RabbitMQ, tmp_path: Path
+) -> None:
+    one = fleet("modes", turn=0, broker_url=rabbitmq.secure_url(), lease=LEASE)
+    assert one.producer.predict({"mode": "hello"}) == succeeded("hello world")
+    stranger = Authority(tmp_path / "stranger")
+    for url, words in (
+        (rabbitmq.secure_url(ssl_ca_certs=stranger.file), "its certificate is not trusted"),
+        (rabbitmq.secure_url(host="127.0.0.2"), "certificate is another host's"),
+    ):
+        result = CliRunner().invoke(
+            cli.cli, ["check", "--redis-url", one.server.url, "--broker-url", url, "--output", "json"]
+        )
+        [finding] = [found for found in json.loads(result.stdout) if found["subject"] == "broker"]
+        assert words in finding["found"], finding
+        assert PASSWORD not in result.output
+    check_words(one)

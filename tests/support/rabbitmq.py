@@ -12,6 +12,7 @@ import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlencode
 
 import amqp
 
@@ -87,9 +88,11 @@ class RabbitMQ:
             "log.file = false",
         ]
         if authority is not None:
-            own = authority.issue("rabbitmq", "IP:127.0.0.1")
+            own, self._client = authority.issue("rabbitmq", "IP:127.0.0.1"), authority.issue("client")
+            self._authority = authority
             lines += [
                 f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
+                f"listeners.ssl.2 = 127.0.0.2:{self.tls_port}",  # which its certificate does not have
                 f"ssl_options.cacertfile = {authority.file}",
                 f"ssl_options.certfile = {own.file}",
                 f"ssl_options.keyfile = {own.key}",
@@ -100,6 +103,15 @@ class RabbitMQ:
 
     def url(self, *, user: str = USER, password: str = PASSWORD, vhost: str = VHOST) -> str:
         return f"amqp://{user}:{password}@127.0.0.1:{self.port}/{vhost}"
+
+    def secure_url(self, *, host: str = "127.0.0.1", ssl_ca_certs: Path | None = None) -> str:
+        """By TLS, with a client's certificate."""
+        files = {
+            "ssl_ca_certs": ssl_ca_certs or self._authority.file,
+            "ssl_certfile": self._client.file,
+            "ssl_keyfile": self._client.key,
+        }
+        return f"amqps://{USER}:{PASSWORD}@{host}:{self.tls_port}/{VHOST}?{urlencode(files)}"
 
     def start(self) -> None:
         """Start it, again if it was there before, and wait until it lets the user in."""
