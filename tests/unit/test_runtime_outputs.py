@@ -144,6 +144,18 @@ def test_a_value_becomes_json(encoder: Encoder, value: Any, expected: Any) -> No
     assert files == b""
 
 
+@pytest.mark.parametrize(("levels", "wide", "fits"), [(500, 1, True), (501, 1, False), (3, 100, True)])
+def test_an_output_has_levels_that_can_be_read(encoder: Encoder, levels: int, wide: int, fits: bool) -> None:
+    value: Any = []
+    for _ in range(levels - 1):
+        value = {"a": [value] * wide} if wide > 1 else {"a": value}
+    if fits:
+        assert json.loads(encoder.encode(value)[0]) == value
+    else:
+        with pytest.raises(OutputError, match="more than 500 levels deep"):
+            encoder.encode(value)
+
+
 def test_json_is_compact_and_utf8(encoder: Encoder) -> None:
     assert encoder.encode({"a": ["é", 1]})[0] == '{"a":["é",1]}'.encode()
 

@@ -18,6 +18,7 @@ from typing import Any, Callable, Optional
 from ..coder import own_coder
 from ..model import BaseModel
 from ..types import MASK, Secret
+from .depth import MAX_LEVELS, is_too_deep
 from .standard import import_standard
 
 COPY_SIZE = 1 << 20
@@ -114,9 +115,13 @@ class Encoder:
         if type(value) is str:
             return _to_bytes(_encode_str(value)), b""
         try:
-            return _to_bytes(_encode_plain(value)), b""
+            text = _encode_plain(value)
         except (_NotPlain, TypeError, ValueError, RecursionError):
             pass
+        else:
+            if is_too_deep(value, text):
+                raise OutputError(f"The output is more than {MAX_LEVELS} levels deep.")
+            return _to_bytes(text), b""
         found: list[dict[str, Any]] = []
         plain = _Walk(self._files, keep, found, self._reveal).convert(value, ())
         try:
