@@ -78,7 +78,7 @@ class Files:
 
     def place(self, name: str) -> str:
         """A path of that base name where nothing lies yet. Raises StorageError, OSError."""
-        base = os.path.basename(name)
+        base = os.fsencode(os.path.basename(name)).decode("utf-8", "replace")
         try:
             return os.path.join(self._new_folder(), base if base not in ("", ".", "..") else "file")
         except OSError as error:
@@ -194,8 +194,8 @@ class _Walk:
     def _add_path(self, path: str, at: tuple[Any, ...]) -> None:
         if not os.path.isfile(path):
             raise OutputError(f"The output {path} is not a file: write it before it is returned.")
-        if self._keep:
-            path = self._kept(path)
+        if self._keep or _to_bytes(path) != os.fsencode(path):
+            path = self._kept(path)  # under a name that has a form in JSON
         self._found.append({"at": list(at), "path": path})
 
     def _kept(self, path: str) -> str:
