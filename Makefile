@@ -15,7 +15,7 @@ PIP_INSTALL := -m pip install --quiet --quiet --disable-pip-version-check
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: install
 install: $(VENV)/.installed ## Make .venv with the locked requirements and this project, editable
@@ -74,9 +74,17 @@ format: $(VENV)/.installed ## Format, and fix what lint can fix
 bench: $(VENV)/.installed ## Measure beside cog 0.4.4 and 0.6.1; needs Python 3.10 for these
 	@$(BIN)/python -m bench $(ARGS)
 
+.PHONY: bench-telemetry
+bench-telemetry: $(VENV)/.installed ## Measure what rows, log lines, metrics and traces cost a no-op prediction; a minute
+	@$(BIN)/python -m bench.telemetry $(ARGS)
+
 .PHONY: bench-models
 bench-models: $(VENV)/.installed ## Measure the models of workers/ with one slot and with two; installs them
 	@$(BIN)/python -m bench.workers $(ARGS)
+
+.PHONY: bench-scale
+bench-scale: $(VENV)/.installed ## Measure how far it goes: slots, workers, queues, a million requests; ten minutes
+	@$(BIN)/python -m bench.scale $(ARGS)
 
 .PHONY: lock
 lock: $(VENV)/.installed ## Renew requirements.lock from pyproject.toml

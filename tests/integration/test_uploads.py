@@ -218,7 +218,8 @@ def test_a_large_upload_to_a_bucket_needs_no_memory(
 def test_a_fleet_uploads_to_a_bucket_whose_keys_its_model_does_not_know(
     fleet: FleetFactory, s3: S3Server, mode: str
 ) -> None:
-    own = fleet("gives_out", start=False, lease=1, upload_url="s3://files/all", upload_mode=mode, output_url="public")
+    options = {"upload_url": "s3://files/all", "upload_mode": mode, "output_url": "public", "log_level": "debug"}
+    own = fleet("gives_out", start=False, lease=1, **options)
     own.start_bridge()
     own.start_worker(env=s3.env)
     own.wait_ready()
@@ -230,7 +231,7 @@ def test_a_fleet_uploads_to_a_bucket_whose_keys_its_model_does_not_know(
     assert snapshot["output"] == [f"{s3.url}/files/{key}"]
     found = s3.client.get_object(Bucket="files", Key=key)
     assert (found["Body"].read(), found["ContentType"]) == (b"content", "text/plain")
-    assert s3.env["AWS_SECRET_ACCESS_KEY"] not in own.log()
+    assert not [word for word in (s3.env["AWS_SECRET_ACCESS_KEY"], "Signature") if word in own.log()]
 
 
 def test_a_large_download_needs_no_memory(tmp_path: Path) -> None:

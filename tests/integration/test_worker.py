@@ -245,13 +245,25 @@ def test_limits_are_settings(fleet: FleetFactory) -> None:
 def test_the_same_worker_starts_as_a_plain_celery_worker(fleet: FleetFactory) -> None:
     plain = fleet("modes", start=False)
     plain.start_bridge()
-    celery = [sys.executable, "-m", "celery", "-A", "cog_celery", "worker"]
+    celery = [sys.executable, "-m", "celery", "-A", "cog_celery", "worker", "-l", "info"]
     options: dict[str, str | int] = {"queue": plain.queue, "model_dir": str(plain.model), "slots": 2}
+    options["log_format"] = "json"
     plain.workers.append(plain.start_child("celery", celery, options=options))
     plain.slots = 2
     plain.wait_ready(1)
     requests = [plain.producer.send({"mode": "identity", "seconds": 0.2}) for _ in range(4)]
     assert len({plain.producer.wait(request)["output"]["pid"] for request in requests}) == 2
+    printing = plain.producer.send({"mode": "prints", "text": "a line", "count": 1})
+    plain.producer.wait(printing)
+
+    def story() -> list[dict[str, Any]]:
+        lines = plain.workers[0].text().splitlines()
+        told = [json.loads(line) for line in lines if line.startswith("{")]
+        return [line for line in told if line.get("prediction_id") == printing.id]
+
+    wait_until(lambda: len(story()) == 2, "its lines in the log")
+    assert [line["event"] for line in story()] == ["model", "finished"]
+    assert story()[0]["message"] == "a line 0"
 
 
 def test_the_file_ready_exists_exactly_while_the_worker_can_take_work(fleet: FleetFactory) -> None:

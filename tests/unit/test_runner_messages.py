@@ -56,15 +56,15 @@ SPOKEN = [
         Hello(2, PYTHON),
     ),
     (
-        events.ready(1.23456789, [described("image", "Optional[Path]", False)], 4, True),
-        '{"type":"ready","setup_time":1.234568,"inputs":[{"name":"image","type":"Optional[Path]","required":false}],'
+        events.ready(1.23456789, 0.5, [described("image", "Optional[Path]", False)], 4, True),
+        '{"type":"ready","setup_time":1.234568,"in_setup":0.5,"inputs":[{"name":"image","type":"Optional[Path]","required":false}],'
         '"concurrency":4,"healthcheck":true}',
-        Ready(1.234568, [{"name": "image", "type": "Optional[Path]", "required": False}], 4, True),
+        Ready(1.234568, [{"name": "image", "type": "Optional[Path]", "required": False}], 4, True, 0.5),
     ),
     (
-        events.setup_failed("refused", 'predict.py:3: missing type annotation for input: s\nwrite s: "str"'),
+        events.setup_failed("refused", 'predict.py:3: missing type annotation for input: s\nwrite s: "str"', None),
         r'{"type":"setup_failed","kind":"refused",'
-        r'"error":"predict.py:3: missing type annotation for input: s\nwrite s: \"str\""}',
+        r'"error":"predict.py:3: missing type annotation for input: s\nwrite s: \"str\"","in_setup":null}',
         SetupFailed("refused", 'predict.py:3: missing type annotation for input: s\nwrite s: "str"'),
     ),
     (

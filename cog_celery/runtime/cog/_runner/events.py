@@ -18,12 +18,13 @@ def hello() -> bytes:
     return _line({"type": "hello", "protocol": PROTOCOL, "python": sys.version.split()[0]})
 
 
-def ready(setup_time: float, inputs: list[Input], concurrency: int, healthcheck: bool) -> bytes:
+def ready(setup_time: float, in_setup: float, inputs: list[Input], concurrency: int, healthcheck: bool) -> bytes:
     described = [{"name": field.name, "type": field.type, "required": field.required} for field in inputs]
     return _line(
         {
             "type": "ready",
             "setup_time": round(setup_time, 6),
+            "in_setup": round(in_setup, 6),
             "inputs": described,
             "concurrency": concurrency,
             "healthcheck": healthcheck,
@@ -31,8 +32,8 @@ def ready(setup_time: float, inputs: list[Input], concurrency: int, healthcheck:
     )
 
 
-def setup_failed(kind: str, error: str) -> bytes:
-    return _line({"type": "setup_failed", "kind": kind, "error": error})
+def setup_failed(kind: str, error: str, in_setup: Optional[float]) -> bytes:
+    return _line({"type": "setup_failed", "kind": kind, "error": error, "in_setup": in_setup})
 
 
 def accepted(id: bytes, files: list[str], ignored: list[str]) -> bytes:
