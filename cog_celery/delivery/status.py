@@ -140,7 +140,8 @@ class QueueSeen(msgspec.Struct, frozen=True, kw_only=True):
             return troubles + self._late()
         takers = sum(self.slots()[state] for state in ("idle", "busy"))
         if self.waiting and not takers and not self.running:
-            troubles.append(f"{self.waiting} requests wait, and no worker is ready to take them")
+            wait = "1 request waits" if self.waiting == 1 else f"{self.waiting} requests wait"
+            troubles.append(f"{wait}, and no worker is ready to take them")
         return troubles + self._late()
 
     def _late(self) -> list[str]:

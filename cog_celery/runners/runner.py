@@ -69,11 +69,13 @@ class Ready(msgspec.Struct, tag="ready", tag_field="type", frozen=True):
     inputs: list[dict[str, Any]]
     concurrency: int = 1
     healthcheck: bool = False
+    in_setup: float = 0.0
 
 
 class SetupFailed(msgspec.Struct, tag="setup_failed", tag_field="type", frozen=True):
     kind: str
     error: str
+    in_setup: float | None = None
 
 
 class Accepted(msgspec.Struct, tag="accepted", tag_field="type", frozen=True):
@@ -100,6 +102,7 @@ class Done(msgspec.Struct, tag="done", tag_field="type", frozen=True):
     files: list[File] = []
     streamed: bool = False
     error: str | None = None
+    fault: Literal["platform"] | None = None
     metrics: msgspec.Raw = msgspec.Raw(b"")
     predict_time: float = 0.0
 
@@ -316,10 +319,8 @@ class Runner(Attentive):
                             return message
                         case SetupFailed():
                             self._drain_until_end(on_lines)
-                            refused = message.kind == "refused"
-                            raise SetupError(
-                                message.error if refused else f"Predictor errored during setup: {message.error}"
-                            )
+                            what = "" if message.kind == "refused" else "Predictor errored during setup: "
+                            raise SetupError(what + message.error, message.in_setup)
                         case _:
                             pass
         except RunnerDied as death:

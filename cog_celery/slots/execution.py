@@ -477,7 +477,7 @@ class Execution:
         elif end.status == "canceled":
             self._prediction.fail(now, "The prediction was canceled by the predictor itself.", "model")
         else:
-            self._prediction.fail(now, end.error or "unknown error", "model")
+            self._prediction.fail(now, end.error or "unknown error", end.fault or "model")
 
     def _stopped(self) -> bool:
         """Finish a prediction that was to be stopped, whatever its runner says of it."""

@@ -6,7 +6,9 @@ not know what is predicted, nor where requests come from.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +153,7 @@ class RespawningRunner:
         try:
             with traces.runner_start() as start:
                 ready = self._set_up()
-                start.ready(ready.setup_time)
+                start.ready(ready.in_setup)
         except (SetupError, OSError):
             if not self._shop.draining.is_set() and self._gpu_trouble is None:
                 self._shop.on_setup_failed(self.name)
@@ -191,6 +193,7 @@ class RespawningRunner:
             return False
         try:
             logs.model_lines(self._seats[index].between(), "between predictions")
+            self._keep_scratch()
             return True
         except RunnerDied as death:
             log.warning("%s ended between predictions (exitcode %d)", self.name, death.exitcode)
@@ -296,6 +299,14 @@ class RespawningRunner:
         elif self._runner is not None:
             self._runner.end()
         self._shared, self._runner, self._seats = None, None, ()
+
+    def _keep_scratch(self) -> None:
+        """Make its folder anew when a cleaner of old files has taken it."""
+        scratch = self.scratch
+        if scratch is not None and not os.path.isdir(scratch):
+            with contextlib.suppress(OSError):  # whoever needs it will say so
+                os.mkdir(scratch, 0o700)
+                log.warning("%s: its temporary folder was removed, it is made again: %s", self.name, scratch)
 
     def _clear(self, scratch: TemporaryDirectory[str] | None) -> None:
         if scratch is not None:

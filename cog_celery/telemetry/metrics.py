@@ -32,10 +32,9 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from cog_celery import __version__
+from cog_celery.delivery import servers
 from cog_celery.delivery.finished import Finished
 from cog_celery.delivery.presence import About, SlotState
 from cog_celery.delivery.status import Look, QueueSeen
@@ -197,12 +196,10 @@ class BridgeMetrics:
         self.registry = _registry()
         self._queues = queues
         # Answers of a server that was out of reach are of no use a moment later: nothing is tried again.
-        self._client = redis.Redis.from_url(
+        self._client = servers.client(
             redis_url,
-            protocol=2,
             socket_timeout=REDIS_LIMIT,
             socket_connect_timeout=REDIS_LIMIT,
-            retry=Retry(NoBackoff(), 0),
             client_name="cog-celery-metrics",
         )
         self._look = Look(self._client)

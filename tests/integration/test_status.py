@@ -34,7 +34,7 @@ from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
 from tests.support.producer import Request
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, as_user
 
 pytestmark = pytest.mark.ours
 
@@ -49,7 +49,7 @@ def status(redis_server: RedisServer) -> Status:
     """Run `cog-celery status …`, without a terminal."""
 
     def run(*arguments: str, url: str | None = None) -> Result:
-        env = {"COG_CELERY_QUEUE": None, "REDIS_URL": url or redis_server.url}
+        env = {"COG_CELERY_QUEUE": None, "REDIS_URL": as_user("monitor", url or redis_server.url)}
         return CliRunner().invoke(cli.cli, ["status", *arguments], env=env)
 
     return run
@@ -218,12 +218,28 @@ def test_no_line_is_wider_and_no_screen_higher_than_the_terminal(
     assert lines[0].startswith("queue")
 
 
+def test_a_screen_is_used_to_its_last_line(working: Fleet, busy: list[Request], redis_server: RedisServer) -> None:
+    with redis.Redis.from_url(redis_server.url, protocol=2) as client:
+        queues = Look(client).queues([working.queue, "nowhere"])
+
+    def lines(height: int | None) -> list[str]:
+        console = Console(width=90, highlight=False, force_terminal=True, color_system=None)
+        with console.capture() as captured:
+            console.print(status_view.screen(queues, width=90, height=height))
+        return captured.get().splitlines()
+
+    whole = lines(None)
+    assert lines(len(whole)) == whole and "nowhere: it does not exist" in whole[-1]
+    smaller = lines(len(whole) - 1)
+    assert len(smaller) < len(whole) and any(" more " in line for line in smaller)
+
+
 def test_on_a_terminal_it_is_watched_until_ctrl_c(working: Fleet, redis_server: RedisServer) -> None:
     main, side = pty.openpty()
     ioctl(side, TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "cog_celery", "status", "--queue", working.queue, "--watch", "--every", "0.2"],
-        env={**os.environ, "REDIS_URL": redis_server.url, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        env={**os.environ, "REDIS_URL": as_user("monitor", redis_server.url), "PYTHONPATH": str(ROOT), "TERM": "xterm"},
         stdin=side,
         stdout=side,
         stderr=side,
