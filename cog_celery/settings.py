@@ -16,6 +16,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NoReturn, Self
 from urllib.parse import urlsplit
 
@@ -58,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     queues: tuple[str, ...] = ()
+    fleet: str | None = None
     redis_url: str = DEFAULT_REDIS_URL
     broker_url: str = ""
     name: str = ""
@@ -85,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_age: float | None = None
     max_length: int | None = None
     idempotent_ids: bool | None = None
+    priority: bool | None = None
     idempotent_ttl: float = 3600.0
 
     upload_url: str | None = None
@@ -124,13 +127,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "name", default_name())
 
     @classmethod
-    def load(cls, flags: Mapping[str, object], env: Mapping[str, str]) -> Self:
-        """Settings from flags (by field name; None and () are "not given") and, below them, variables.
+    def load(
+        cls, flags: Mapping[str, object], env: Mapping[str, str], file: Mapping[str, Given] = MappingProxyType({})
+    ) -> Self:
+        """Settings from flags (by field name; None and () are "not given") and, below them, variables, and what a fleet
+        file says of the queue.
 
         Raises UsageError that names the option or variable, what was given, and the nearest right one.
         """
         _refuse_unknown_variables(env)
         given = {option.name: source for option in OPTIONS if (source := option.find(flags, env)) is not None}
+        excluded = {other for one, other in _EXCLUSIVE if one in given}
+        given |= {name: source for name, source in file.items() if name not in given and name not in excluded}
         if "gpus" in given and given["gpus"].value != "none":
             _refuse_together(given, "slots", "gpus")
         _refuse_together(given, "slots_per_gpu", "gpus_per_slot")
@@ -245,6 +253,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         )
         return f"Settings({told})"
 
+
+_EXCLUSIVE: Final = (
+    *(("gpus", "slots"), ("slots", "gpus")),
+    *(("slots_per_gpu", "gpus_per_slot"), ("gpus_per_slot", "slots_per_gpu")),
+)
+"""Of these, what is said nearer to the process leaves the other one out."""
 
 # A child may find another host name, or a variable REDIS_URL.
 _ALWAYS_TOLD: Final = frozenset({"redis_url", "name"})
@@ -641,6 +655,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
         default="`run`: the name of the model's folder",
     ),
     Option(
+        "fleet",
+        _PATH,
+        "A YAML file of queues and their settings: a bridge serves all of them, a worker the one that --queue names.",
+        (*_BRIDGE, *_WORKER, "check"),
+    ),
+    Option(
         "redis_url",
         _REDIS,
         "The Redis or Valkey of requests and responses: redis://, rediss:// or unix://.",
@@ -673,7 +693,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "gpus",
         Kind("SPEC", _text),
-        "A slot per GPU: `auto` (all that are visible), `none`, or a list such as 0,1.",
+        "A slot per GPU: `auto` (all that are visible), `none`, or a list: 0,1 or 0:1 for a MIG instance, GPU-… or "
+        "MIG-…; 0+1,2+3 for sets.",
         _MODEL,
     ),
     Option("slots_per_gpu", _count(1), "Slots that share each GPU.", _MODEL),
@@ -775,6 +796,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
         default="the queue's, else off",
     ),
     Option(
+        "priority",
+        _SWITCH,
+        "The queue has a lane: requests in the stream QUEUE.high are served before those in QUEUE, but for every tenth "
+        "time. Stored with the queue. `send` puts its requests there.",
+        (*_FLEET, "send"),
+        default="the queue's, else off",
+    ),
+    Option(
         "idempotent_ttl",
         _seconds(least=0.001),
         "How long an id is remembered after its prediction has ended, with --idempotent-ids.",
@@ -873,7 +902,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option("report_setup_run_url", _HTTP, "A URL that is told once how setup() went.", _MODEL),
     Option("log_queue", _PLAIN, "A Redis list that setup's log lines are pushed to.", _MODEL),
     Option("max_request_bytes", _SIZE, "The size of a request's message.", _FLEET),
-    Option("max_log_bytes", _SIZE, "The log bytes that are kept of one prediction.", _LOCAL),
+    Option(
+        "max_log_bytes",
+        _SIZE,
+        "The log bytes that are kept of one prediction; more are neither in the response nor in the worker's log.",
+        _LOCAL,
+    ),
     Option("max_input_bytes", _SIZE, "The size of one input file.", _LOCAL),
     Option(
         "max_data_uri_bytes",

@@ -77,11 +77,16 @@ def load(flags: dict[str, object], *, quiet: bool = False) -> Settings:
     Raises UsageError.
     """
     settings = Settings.load(flags, os.environ)
+    set_up_logs(settings, flags, quiet=quiet)
+    return settings
+
+
+def set_up_logs(settings: Settings, flags: dict[str, object], *, quiet: bool = False) -> None:
+    """As load() says."""
     if quiet:
         logs.set_up(settings.log_level if given("log_level", flags, os.environ) else "warning")
     else:
         logs.set_up(settings.log_level, settings.log_format)
-    return settings
 
 
 def stops_at_once() -> None:

@@ -74,7 +74,7 @@ class Build(msgspec.Struct, frozen=True):
             seen.add(path)
             if len(seen) > MAX_FILES:
                 raise UsageError(f"{named_by}: more than {MAX_FILES} files include each other")
-            text = _read(path, named_by)
+            text = read_text(path, named_by)
             yield path, text
             waiting += [(other, str(path)) for other in _includes(path, text)]
 
@@ -84,7 +84,7 @@ def read_build(folder: Path) -> Build:
     path = folder / FILE
     try:
         # With this loader every scalar stays the text that it is, so that 3.10 is not 3.1, and no tag makes an object.
-        document: Any = yaml.load(_read(path, str(folder)), Loader=yaml.BaseLoader)
+        document: Any = yaml.load(read_text(path, str(folder)), Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}{line}: not YAML: {error.problem or error.context}") from None
@@ -99,6 +99,7 @@ def read_build(folder: Path) -> Build:
         return Build(folder)
     if not isinstance(build, dict):
         raise UsageError(f"{path}: build: keys are needed below it, like python_version")
+    build = _merged(build)
     requirements = _text(path, build, "python_requirements")
     return Build(
         folder,
@@ -107,6 +108,15 @@ def read_build(folder: Path) -> Build:
         folder / requirements if requirements else None,
         tuple(_left_to_the_image(build)),
     )
+
+
+def _merged(build: dict[Any, Any]) -> dict[Any, Any]:
+    """The keys of what it takes over by `<<: *anchor`, where it has none of its own."""
+    taken = build.get("<<", [])
+    for other in taken if isinstance(taken, list) else [taken]:
+        if isinstance(other, dict):
+            build = {**other, **build}
+    return build
 
 
 def _version(path: Path, build: dict[Any, Any]) -> Version | None:
@@ -175,7 +185,8 @@ def _includes(path: Path, text: str) -> Iterator[Path]:
             yield Path(os.path.normpath(path.parent / name))
 
 
-def _read(path: Path, named_by: str) -> str:
+def read_text(path: Path, named_by: str) -> str:
+    """A small file that `named_by` names. Raises UsageError."""
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}, which {named_by} names, is not a file")

@@ -29,7 +29,7 @@ from cog_celery.cli import status_view
 from cog_celery.delivery.link import Link
 from cog_celery.delivery.presence import noted
 from cog_celery.delivery.status import Look
-from cog_celery.delivery.stream import Delivery, Queue
+from cog_celery.delivery.stream import Delivery, Entry, Queue
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
@@ -218,6 +218,22 @@ def test_no_line_is_wider_and_no_screen_higher_than_the_terminal(
     assert lines[0].startswith("queue")
 
 
+def test_a_screen_is_used_to_its_last_line(working: Fleet, busy: list[Request], redis_server: RedisServer) -> None:
+    with redis.Redis.from_url(redis_server.url, protocol=2) as client:
+        queues = Look(client).queues([working.queue, "nowhere"])
+
+    def lines(height: int | None) -> list[str]:
+        console = Console(width=90, highlight=False, force_terminal=True, color_system=None)
+        with console.capture() as captured:
+            console.print(status_view.screen(queues, width=90, height=height))
+        return captured.get().splitlines()
+
+    whole = lines(None)
+    assert lines(len(whole)) == whole and "nowhere: it does not exist" in whole[-1]
+    smaller = lines(len(whole) - 1)
+    assert len(smaller) < len(whole) and any(" more " in line for line in smaller)
+
+
 def test_on_a_terminal_it_is_watched_until_ctrl_c(working: Fleet, redis_server: RedisServer) -> None:
     main, side = pty.openpty()
     ioctl(side, TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -312,7 +328,7 @@ def test_nothing_hostile_reaches_a_terminal_as_it_is(made: Made, status: Status)
     owner = f"{HOSTILE}~0000000a.0"
     entries = [made.add(json.dumps({"id": HOSTILE, "response_queue": f"r{HOSTILE}"}).encode()) for _ in range(3)]
     link.call("XREADGROUP", "GROUP", queue.name, owner, "COUNT", 2, "STREAMS", queue.name, ">")
-    delivery = Delivery(entries[0], 1, None)
+    delivery = Delivery(Entry(queue.name, entries[0]), 1, None)
     link.call("SET", f"r{HOSTILE}", json.dumps({"status": HOSTILE, "error": HOSTILE, "logs": HOSTILE}))
     queue.bury(link, delivery, owner, None, b"", f"reason {HOSTILE}", about=noted(HOSTILE, HOSTILE, HOSTILE))
     link.call("XADD", queue.recent, "*", HOSTILE, HOSTILE, "what", HOSTILE, "entry", entries[1], "about", "[" * 99999)
