@@ -233,6 +233,10 @@ def test_limits_are_settings(fleet: FleetFactory) -> None:
     logs = limited.producer.wait(request)["logs"]
     assert logs[:5] == [f"{'x' * 90} {i}" for i in range(5)]
     assert len(logs) == 6 and "bytes" in logs[-1], "one line says how much was left out"
+    limited.producer.predict({"mode": "prints_and_yields", "text": "y" * 90, "count": 20, "seconds": 0.03})
+    wait_until(lambda: "prints more than --max-log-bytes: the rest is left out here" in limited.log(), "a line of it")
+    assert f"{'y' * 90} 4" in limited.log()
+    assert f"{'y' * 90} 19" not in limited.log()
     assert 0 < limited.client.ttl(request.response_queue) <= 60
     large = limited.producer.send({"mode": "hello", "text": "x" * 5000})
     assert "5000" in limited.producer.wait(large)["error"]

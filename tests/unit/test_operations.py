@@ -13,7 +13,7 @@ import yaml
 
 from cog_celery.celery import TURN
 from cog_celery.delivery.presence import About
-from cog_celery.gpus import Gauges
+from cog_celery.gpus.monitor import Monitor
 from cog_celery.telemetry import tracing
 from cog_celery.telemetry.metrics import WorkerMetrics, _queues
 
@@ -98,7 +98,7 @@ def test_every_span_is_explained_and_no_other() -> None:
 def test_every_metric_is_explained_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     about = About(role="worker", name="w", version="1")
-    worker = WorkerMetrics("q", lambda: about, lambda: True, Gauges([]))
+    worker = WorkerMetrics("q", lambda: about, lambda: True, Monitor())
     families = [*worker.registry.collect(), *_queues([])]
     names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     explained = set(re.findall(r"`(cog_celery_\w+)(?:\{[a-z,]+\})?`", section("Metrics")))

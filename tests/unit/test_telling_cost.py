@@ -17,7 +17,7 @@ from cog_celery.celery import app
 from cog_celery.delivery.finished import Finished
 from cog_celery.delivery.presence import About, noted
 from cog_celery.delivery.requests import PredictionRequest
-from cog_celery.gpus import Gauges
+from cog_celery.gpus.monitor import Monitor
 from cog_celery.telemetry import logs
 from cog_celery.telemetry.collecting import Sender
 from cog_celery.telemetry.metrics import WorkerMetrics
@@ -38,7 +38,7 @@ def test_all_that_is_told_of_a_prediction_costs_60_microseconds_at_most(monkeypa
     tracing = Tracing({"OTEL_BSP_SCHEDULE_DELAY": "60000"})
     [outbox] = tracing._outboxes
     about = About(role="worker", name="w", version="1")
-    metrics = WorkerMetrics("q", lambda: about, lambda: True, Gauges([]))
+    metrics = WorkerMetrics("q", lambda: about, lambda: True, Monitor())
     telling = Telling(metrics.finished)
     rows = Rows(app, "q@w", "hello")
     monkeypatch.setattr(rows, "_thread", object())

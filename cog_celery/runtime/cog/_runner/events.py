@@ -85,7 +85,9 @@ def done(
     files: bytes = b"",
     error: Optional[str] = None,
     metrics: bytes = b"",
+    platform: bool = False,
 ) -> bytes:
+    """`platform`: the error is not the model's."""
     parts = [b'{"type":"done","id":%b,"status":"%b"' % (id, status)]
     if output is not None:
         parts.append(b',"output":' + output)
@@ -94,6 +96,8 @@ def done(
     parts.append(b',"streamed":true' if streamed else b',"streamed":false')
     if error is not None:
         parts.append(b',"error":' + to_json(error))
+    if platform:
+        parts.append(b',"fault":"platform"')
     if metrics:
         parts.append(b',"metrics":' + metrics)
     parts.append(b',"predict_time":%.6f}\n' % predict_time)
