@@ -18,7 +18,7 @@ from cog_celery.delivery.link import Link
 from cog_celery.delivery.scripts import SCRIPTS, TAKE
 from cog_celery.errors import Forbidden
 from tests.conftest import missing
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, Option
 from tests.support.processes import Child, wait_until
 from tests.support.producer import Producer, bare, succeeded
 from tests.support.servers import KINDS, PASSWORD, ROLES, START, binary, free_port, role_variables
@@ -233,9 +233,8 @@ def test_what_a_link_may_not_do_it_says_in_one_sentence(guarded: Guarded) -> Non
 
 
 def test_a_fleet_of_these_users_does_all_that_a_fleet_does(guarded: Guarded, tmp_path: Path) -> None:
-    with Fleet(
-        guarded, tmp_path, "modes", queue=QUEUE, lease=1, turn=0.3, idempotent_ids=True, log_queue="setup-log"
-    ) as one:
+    options: dict[str, Option] = {"lease": 1, "turn": 0.3, "idempotent_ids": True, "priority": True}
+    with Fleet(guarded, tmp_path, "modes", queue=QUEUE, log_queue="setup-log", **options) as one:  # type: ignore[arg-type]
         for role, start in (("bridge", one.start_bridge), ("worker", one.start_worker)):
             start(env={"REDIS_URL": guarded.at(role)})
         one.wait_ready(1)
@@ -246,6 +245,9 @@ def test_a_fleet_of_these_users_does_all_that_a_fleet_does(guarded: Guarded, tmp
         producer.send({"mode": "hello"}, id="again", response_queue="response:3", cancel_key=None)
         for key in ("response:2", "response:3"):
             assert bare(producer.wait(key)) == succeeded("hello world")
+        lane = Producer(guarded.clients["producer"], f"{QUEUE}.high")
+        lane.send({"mode": "hello"}, response_queue="response:high", cancel_key=None)
+        assert bare(lane.wait("response:high")) == succeeded("hello world")
         running = producer.send({"mode": "sleeps", "seconds": 60}, response_queue="response:4", cancel_key="response:c")
         producer.wait_for(running, lambda response: True)
         producer.cancel(running)
