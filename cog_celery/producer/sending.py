@@ -130,12 +130,17 @@ def forget(client: redis.Redis, ended: Iterable[Sent]) -> None:
 
 
 def still_there(client: redis.Redis, sent: Sent) -> Sent | None:
-    """Where the request is that was sent, in another queue perhaps; None when it has left its stream."""
-    while not client.xrange(sent.queue, sent.entry, sent.entry):
-        moved = places.moved(client, sent.queue, sent.entry)
-        if moved is None:
-            return None
-        sent = replace(sent, queue=moved[0], entry=moved[1])
+    """Where the request is that was sent, in another queue perhaps; None when it has left its stream. To a producer
+    that may not read the stream it is there.
+    """
+    try:
+        while not client.xrange(sent.queue, sent.entry, sent.entry):
+            moved = places.moved(client, sent.queue, sent.entry)
+            if moved is None:
+                return None
+            sent = replace(sent, queue=moved[0], entry=moved[1])
+    except NoPermissionError:
+        pass
     return sent
 
 
@@ -271,10 +276,15 @@ class _Bell:
 
 
 def waiting(client: redis.Redis, queue: str, entry: str) -> str:
-    """A sentence about a request that nobody has taken, or nothing when somebody has. Raises redis.RedisError."""
+    """A sentence about a request that nobody has taken, or nothing when somebody has, or when we may not look.
+    Raises redis.RedisError.
+    """
     depth = client.xlen(queue)
     others = f"{depth} request{'s' if depth != 1 else ''} in {queue}"
-    groups = client.xinfo_groups(queue)
+    try:
+        groups = client.xinfo_groups(queue)
+    except NoPermissionError:
+        return ""
     if not groups:
         return f"nobody serves {queue} yet: it has no consumer group ({others}). Is a bridge running, on this Redis?"
     for group in groups:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis
@@ -17,6 +20,7 @@ from cog_celery.cli import main as cli
 from cog_celery.delivery.link import Link
 from cog_celery.delivery.scripts import SCRIPTS, TAKE
 from cog_celery.errors import Forbidden
+from cog_celery.producer.sending import FIRST_DOUBT
 from tests.conftest import missing
 from tests.support.fleet import Fleet, Option
 from tests.support.processes import Child, wait_until
@@ -262,6 +266,8 @@ def test_a_fleet_of_these_users_does_all_that_a_fleet_does(guarded: Guarded, tmp
 
         sent = run("producer", "send", "--queue", QUEUE, "-i", "mode=hello", "--output", "json")
         assert json.loads(sent)["output"] == "hello world"
+        for child in one.bridges:
+            child.check_running()
         assert QUEUE in run("monitor", "status", "--queue", QUEUE)
         assert "not JSON" in run("monitor", "dead", "list", "--queue", QUEUE, "--output", "json")
         run("admin", "dead", "drop", "--all", "--yes", "--queue", QUEUE)
@@ -303,3 +309,21 @@ def test_start_sh_says_what_is_missing_and_writes_no_password(tmp_path: Path) ->
     assert run(by_file | {"REDIS_WORKER_PASSWORD_FILE": str(file)}, "--print-users").stdout != printed.stdout
     failed = run(whole | {"REDIS_TLS_CERT_FILE": str(tmp_path / "nothing.pem")})
     assert failed.returncode == 2 and "cannot be read" in failed.stderr
+
+
+def test_a_producer_that_may_not_look_at_its_queue_goes_on_waiting_for_its_answer(guarded: Guarded) -> None:
+    """After some seconds without news, `send` looks whether its request is still there."""
+    queue = f"{QUEUE}-slow"
+    words = [sys.executable, "-m", "cog_celery", "send", "--queue", queue, "-i", "a=b", "--output", "json"]
+    env = {**os.environ, "REDIS_URL": guarded.at("producer")}
+    process = subprocess.Popen(words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        entries = wait_until(lambda: guarded.client.xrange(queue), "the request", 20)
+        request = json.loads(cast("list[tuple[str, dict[str, str]]]", entries)[0][1]["value"])
+        time.sleep(FIRST_DOUBT + 1)
+        assert process.poll() is None
+        guarded.client.set(request["response_queue"], '{"status":"succeeded","output":1}')
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and json.loads(out)["output"] == 1, err
