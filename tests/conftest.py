@@ -75,7 +75,7 @@ def own_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @contextmanager
-def recording(server: RedisServer) -> Iterator[Monitor]:
+def recording(server: Server) -> Iterator[Monitor]:
     """A recording that a failed test shows."""
     with Monitor(server.client) as monitor:
         _MONITORS.append(monitor)

@@ -1,0 +1,333 @@
+"""The Kubernetes manifests acted out under load: updates, scaling, and pods that are not well.
+
+Their pods run as processes, with their probes: `tests/support/kubelet.py` says what is real about them. Times are those
+of the manifests, but for what `hurried` replaces, and where a test says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.conftest import missing, recording
+from tests.support.deployments import Controller, wanted
+from tests.support.fleet import MODELS
+from tests.support.kubelet import Image, Node, Pod
+from tests.support.manifests import KUBERNETES, Manifest, pod_spec, render, secrets
+from tests.support.oracle import Oracle
+from tests.support.processes import wait_until
+from tests.support.producer import Producer, Request
+from tests.support.servers import binary, free_port
+
+pytestmark = pytest.mark.ours
+
+REDIS = "redis.cog-celery.svc"
+QUEUE = "hello"
+PERIOD = 0.5
+"""Seconds between two probes of a kind, in place of five and ten."""
+SHORT = 0.05
+"""Seconds that a prediction of the load takes."""
+
+
+def hurried(workload: Manifest) -> Manifest:
+    """A copy whose probes come more often, and which does not wait for minutes to kill what is stuck."""
+    workload = copy.deepcopy(workload)
+    [container] = pod_spec(workload)["containers"]
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = container[kind]
+        probe["periodSeconds"] = PERIOD
+        if "terminationGracePeriodSeconds" in probe:
+            probe["terminationGracePeriodSeconds"] = 1
+    return workload
+
+
+def with_variable(workload: Manifest, name: str, value: str) -> Manifest:
+    workload = copy.deepcopy(workload)
+    [container] = pod_spec(workload)["containers"]
+    container["env"] = [one for one in container["env"] if one["name"] != name] + [{"name": name, "value": value}]
+    return workload
+
+
+def another_image(workload: Manifest) -> Manifest:
+    """What a release changes: the tag of the image."""
+    workload = copy.deepcopy(workload)
+    [container] = pod_spec(workload)["containers"]
+    container["image"] = container["image"].rsplit(":", 1)[0] + f":{uuid.uuid4().hex[:8]}"
+    return workload
+
+
+class Cluster:
+    """The overlay `local` on one node: its Redis, its bridges, and workers with the model `actions`, none at first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.objects = render(KUBERNETES / "overlays" / "local")
+        # Secrets are the user's: these are what the script makes, under the names that the overlay's own have.
+        self.secrets = secrets({"REDIS_ADDRESS": f"{REDIS}:{self.port}"})
+        for one in self.objects.kind("Secret"):
+            one["stringData"] = self.secrets.data("Secret", one["metadata"]["name"].rpartition("-")[0])
+        journals = folder / "journal"
+        journals.mkdir()
+        journals.chmod(0o777)
+        self.journal = journals / "lines"
+        actions = Image(
+            {
+                "COG_CELERY_MODEL_DIR": "/src",
+                "COG_CELERY_MODEL_ENV": "ACTIONS_JOURNAL,ACTIONS_SETUP",
+                "ACTIONS_JOURNAL": "/journal/lines",
+            },
+            {"/src": MODELS / "actions"},
+            workdir="/src",
+        )
+        images = {"cog-celery": Image(), "cog-celery-worker-hello": actions, "valkey": Image()}
+        pods = folder / "pods"
+        pods.mkdir()
+        self.node = Node(pods, self.objects, images, 0.5, self._own, (REDIS, "redis"), {"/journal": journals})
+        self.redis = self.node.start(hurried(self.objects.get("StatefulSet", "redis")), "redis-0")
+        wait_until(lambda: self.redis.ready, "redis to be ready", 20)
+        self.client = self.connected("admin", self.secrets.data("Secret", "cog-celery-redis")["admin-password"])
+        self.producer = Producer(
+            self.connected("producer", self.secrets.data("Secret", "cog-celery-redis")["producer-password"]), QUEUE
+        )
+        self.bridge = hurried(self.objects.get("Deployment", "bridge"))
+        self.worker = hurried(self.objects.get("Deployment", "worker-hello"))
+        self.bridges = Controller(self.node, self.bridge)
+        self.workers = Controller(self.node, self.worker, 0)
+        self.bridges.wait_complete()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def connected(self, user: str, password: str) -> redis.Redis:
+        return redis.Redis.from_url(self.url, username=user, password=password, decode_responses=True, protocol=2)
+
+    def _own(self, workload: str) -> dict[str, str | None]:
+        """The ports: all pods of a node have the same address here."""
+        if workload == "redis":
+            return {"REDIS_PORT": str(self.port)}
+        from cog_celery.settings import OPTION
+
+        own: dict[str, str | None] = {"COG_CELERY_METRICS_PORT": str(free_port())}
+        if "fleet" not in OPTION:
+            own |= {"COG_CELERY_FLEET": None, "COG_CELERY_RESPONSE_PREFIX": "response:"}
+            own |= {"COG_CELERY_SLOTS": "2"} if workload != "bridge" else {"COG_CELERY_QUEUE": QUEUE}
+        return own
+
+    # Requests
+
+    def send(self, action: str = "OK", seconds: float = SHORT) -> Request:
+        unique = uuid.uuid4().hex
+        return self.producer.send(
+            {"action": action, "seconds": seconds, "text": unique},
+            response_queue=f"response:{unique}",
+            cancel_key=f"response:{unique}:cancel",
+        )
+
+    def runner_of(self, request: Request) -> Pod:
+        """The pod that runs it."""
+
+        def owner() -> str:
+            pending: Any = self.client.xpending_range(QUEUE, QUEUE, request.entry, request.entry, 1)
+            return str(pending[0]["consumer"]) if pending else ""
+
+        name = wait_until(lambda: "." in owner() and owner().partition("~")[0], f"{request.id} to run")
+        return next(pod for pod in self.workers.pods if pod.name == name)
+
+    # KEDA
+
+    def lengths(self) -> dict[str, int]:
+        """XLEN of each trigger's stream, as the user of the TriggerAuthentication."""
+        scaled = self.objects.get("ScaledObject", "worker-hello")
+        found: dict[str, int] = {}
+        for trigger in scaled["spec"]["triggers"]:
+            auth = self.objects.get("TriggerAuthentication", trigger["authenticationRef"]["name"])
+            given = {
+                one["parameter"]: self.objects.data("Secret", one["name"])[one["key"]]
+                for one in auth["spec"]["secretTargetRef"]
+            }
+            assert given["address"] == f"{REDIS}:{self.port}"
+            stream = trigger["metadata"]["stream"]
+            with self.connected(given["username"], given["password"]) as monitor:
+                found[stream] = int(monitor.xlen(stream))
+        return found
+
+    def wanted(self) -> int:
+        return wanted(self.objects.get("ScaledObject", "worker-hello"), self.lengths())
+
+    # Deployments
+
+    def at(self, replicas: int) -> None:
+        """So many workers of the manifest's own template, ready."""
+        if self.workers.deployment is not self.worker:
+            self.workers.apply(self.worker)
+        self.workers.scale(replicas)
+        self.workers.wait_complete()
+
+    def stop(self) -> None:
+        for controller in (self.workers, self.bridges):
+            controller.stop()
+        self.node.discard()
+        for client in (self.client, self.producer.client):
+            client.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if os.geteuid():
+        missing("root, for namespaces of pods,")
+    if binary("redis") is None:
+        missing("a redis-server on PATH")
+    cluster = Cluster(tmp_path_factory.mktemp("kubernetes"))
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+class Load:
+    """Short predictions, one after the other, from a thread, until it is told to stop."""
+
+    def __init__(self, cluster: Cluster, oracle: Oracle, every: float) -> None:
+        self._cluster, self._oracle, self._every = cluster, oracle, every
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._every):
+            self._oracle.sent(self._cluster.send())
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(10)
+
+
+@pytest.fixture
+def oracle(cluster: Cluster) -> Iterator[Oracle]:
+    cluster.journal.unlink(missing_ok=True)
+    with recording(cluster) as monitor:
+        yield Oracle(monitor, cluster.journal, QUEUE)
+
+
+def nothing_lost_or_run_twice(oracle: Oracle, cluster: Cluster, least: int) -> None:
+    assert oracle.settle(), cluster.node.log()
+    verdict = oracle.check().demand()
+    assert verdict.statuses == {"succeeded": verdict.requests}, verdict
+    assert verdict.requests >= least
+    assert (verdict.runs, verdict.run_twice, verdict.reclaimed) == (verdict.requests, [], 0), verdict
+
+
+def ended_well(pods: list[Pod]) -> None:
+    """Each ended by itself within its grace, and none was started again before."""
+    for pod in pods:
+        pod.wait_gone()
+        assert (pod.exit_status, pod.events, pod.restarts) == (0, [], 0), str(pod) + pod.text()[-3000:]
+
+
+def test_keda_brings_workers_from_zero_by_the_length_of_the_queue(cluster: Cluster, oracle: Oracle) -> None:
+    assert cluster.lengths() == {QUEUE: 0, f"{QUEUE}.high": 0} and cluster.wanted() == 0
+    requests = [oracle.sent(cluster.send("SLEEP", 0.5)) for _ in range(5)]
+    # Nobody is there to take any; two slots for each pod.
+    assert cluster.lengths()[QUEUE] == 5 and cluster.wanted() == 3
+    cluster.workers.scale(cluster.wanted())
+    cluster.workers.wait_complete()
+    for request in requests:
+        cluster.producer.wait(request)
+    nothing_lost_or_run_twice(oracle, cluster, 5)
+    assert cluster.wanted() == 0
+
+
+def test_a_scale_in_ends_no_prediction(cluster: Cluster, oracle: Oracle) -> None:
+    cluster.at(3)
+    long = oracle.sent(cluster.send("SLEEP", 3))
+    busy = cluster.runner_of(long)
+    others = [pod for pod in cluster.workers.current if pod is not busy]
+    # The worst choice: the pod at work goes, and one that is idle.
+    cluster.workers.choose = lambda pods: busy if busy in pods else pods[0]
+    with Load(cluster, oracle, 0.05):
+        cluster.workers.scale(1)
+        wait_until(lambda: len(cluster.workers.current) == 1, "two pods to be told to end")
+        assert busy.deleted and sum(pod.deleted for pod in others) == 1
+        wait_until(lambda: not busy.ready, "the pod to be unready")
+        assert cluster.producer.wait(long)["status"] == "succeeded"
+    cluster.workers.choose = None
+    gone = [pod for pod in cluster.workers.pods if pod.deleted]
+    ended_well(gone)
+    nothing_lost_or_run_twice(oracle, cluster, 20)
+
+
+def test_an_update_of_the_workers_loses_and_interrupts_nothing(cluster: Cluster, oracle: Oracle) -> None:
+    cluster.at(2)
+    before = list(cluster.workers.current)
+    long = oracle.sent(cluster.send("SLEEP", 3))
+    with Load(cluster, oracle, 0.05):
+        cluster.runner_of(long)
+        cluster.workers.apply(another_image(cluster.worker))
+        cluster.workers.wait_complete()
+        for pod in before:
+            pod.wait_gone()
+    ended_well(before)
+    assert cluster.workers.most <= 3 and cluster.workers.fewest >= 2
+    nothing_lost_or_run_twice(oracle, cluster, 40)
+
+
+def test_an_update_of_the_bridges_loses_and_interrupts_nothing(cluster: Cluster, oracle: Oracle) -> None:
+    cluster.workers.wait_complete()
+    before = list(cluster.bridges.current)
+    with Load(cluster, oracle, 0.02):
+        cluster.bridges.apply(another_image(cluster.bridge))
+        cluster.bridges.wait_complete()
+        for pod in before:
+            pod.wait_gone()
+    ended_well(before)
+    assert cluster.bridges.most <= 3 and cluster.bridges.fewest >= 2
+    nothing_lost_or_run_twice(oracle, cluster, 40)
+
+
+@pytest.mark.parametrize(("setup", "limit"), [("FAIL_SETUP", "60"), ("SLOW_SETUP", "1")])
+def test_an_update_to_a_model_that_cannot_be_set_up_stops_at_the_first_pod(
+    cluster: Cluster, oracle: Oracle, setup: str, limit: str
+) -> None:
+    cluster.workers.wait_complete()
+    before = list(cluster.workers.current)
+    broken = with_variable(with_variable(cluster.worker, "ACTIONS_SETUP", setup), "COG_CELERY_SETUP_TIMEOUT", limit)
+    with Load(cluster, oracle, 0.05):
+        cluster.workers.apply(broken)
+        wait_until(lambda: len(cluster.workers.current) > len(before), "a pod of the update")
+        [new] = [pod for pod in cluster.workers.current if pod not in before]
+        wait_until(lambda: new.restarts >= 1, f"{new} to be started again", 20)
+        assert not new.started and not new.ready
+        assert all(pod.ready and not pod.deleted for pod in before)
+    cluster.workers.apply(cluster.worker)
+    assert oracle.settle()
+
+
+def test_a_worker_whose_loop_stands_still_is_started_again(cluster: Cluster) -> None:
+    cluster.at(1)
+    [pod] = cluster.workers.current
+    assert pod.pid is not None
+    os.kill(pod.pid, signal.SIGSTOP)
+
+
+def test_keda_takes_all_workers_away_when_nothing_waits_or_runs(cluster: Cluster) -> None:
+    request = cluster.send("SLEEP", 1)
+    cluster.runner_of(request)
+    assert cluster.wanted() == 1  # what runs keeps a worker
+    cluster.producer.wait(request)
+    wait_until(lambda: cluster.wanted() == 0, "the stream to be empty")
+    last = list(cluster.workers.current)
+    cluster.workers.scale(cluster.wanted())
+    ended_well(last)
