@@ -16,6 +16,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NoReturn, Self
 from urllib.parse import urlsplit
 
@@ -58,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     queues: tuple[str, ...] = ()
+    fleet: str | None = None
     redis_url: str = DEFAULT_REDIS_URL
     broker_url: str = ""
     name: str = ""
@@ -85,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_age: float | None = None
     max_length: int | None = None
     idempotent_ids: bool | None = None
+    priority: bool | None = None
     idempotent_ttl: float = 3600.0
 
     upload_url: str | None = None
@@ -124,13 +127,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "name", default_name())
 
     @classmethod
-    def load(cls, flags: Mapping[str, object], env: Mapping[str, str]) -> Self:
-        """Settings from flags (by field name; None and () are "not given") and, below them, variables.
+    def load(
+        cls, flags: Mapping[str, object], env: Mapping[str, str], file: Mapping[str, Given] = MappingProxyType({})
+    ) -> Self:
+        """Settings from flags (by field name; None and () are "not given") and, below them, variables, and what a fleet
+        file says of the queue.
 
         Raises UsageError that names the option or variable, what was given, and the nearest right one.
         """
         _refuse_unknown_variables(env)
         given = {option.name: source for option in OPTIONS if (source := option.find(flags, env)) is not None}
+        excluded = {other for one, other in _EXCLUSIVE if one in given}
+        given |= {name: source for name, source in file.items() if name not in given and name not in excluded}
         if "gpus" in given and given["gpus"].value != "none":
             _refuse_together(given, "slots", "gpus")
         _refuse_together(given, "slots_per_gpu", "gpus_per_slot")
@@ -245,6 +253,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         )
         return f"Settings({told})"
 
+
+_EXCLUSIVE: Final = (
+    *(("gpus", "slots"), ("slots", "gpus")),
+    *(("slots_per_gpu", "gpus_per_slot"), ("gpus_per_slot", "slots_per_gpu")),
+)
+"""Of these, what is said nearer to the process leaves the other one out."""
 
 # A child may find another host name, or a variable REDIS_URL.
 _ALWAYS_TOLD: Final = frozenset({"redis_url", "name"})
@@ -641,6 +655,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
         default="`run`: the name of the model's folder",
     ),
     Option(
+        "fleet",
+        _PATH,
+        "A YAML file of queues and their settings: a bridge serves all of them, a worker the one that --queue names.",
+        (*_BRIDGE, *_WORKER, "check"),
+    ),
+    Option(
         "redis_url",
         _REDIS,
         "The Redis or Valkey of requests and responses: redis://, rediss:// or unix://.",
@@ -772,6 +792,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
         _SWITCH,
         "A request with the id of another one is not run: it gets the other's responses. Stored with the queue.",
         _FLEET,
+        default="the queue's, else off",
+    ),
+    Option(
+        "priority",
+        _SWITCH,
+        "The queue has a lane: requests in the stream QUEUE.high are served before those in QUEUE, but for every tenth "
+        "time. Stored with the queue. `send` puts its requests there.",
+        (*_FLEET, "send"),
         default="the queue's, else off",
     ),
     Option(

@@ -15,12 +15,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
 
+from cog_celery import fleet
 from cog_celery.cli.base import (
     MODEL_DIR,
     cli,
     examples,
     load,
     options_of,
+    set_up_logs,
     stops_at_once,
 )
 from cog_celery.settings import Settings, default_queue, given, masked_url
@@ -60,16 +62,18 @@ def run(**flags: object) -> int:
     **examples(
         "cog-celery bridge --queue my-predict-queue",
         "cog-celery bridge --queue first --queue second --redis-url redis://redis:6379 --broker-url amqp://rabbitmq",
+        "cog-celery bridge --fleet fleet.yaml",
     ),
 )
 @options_of("bridge")
 def bridge(**flags: object) -> int:
     """Gives the requests of one or more queues to workers whose slots are idle."""
     stops_at_once()
-    settings = load(flags).for_bridge()
+    settings, plans = fleet.plans(flags, os.environ)
+    set_up_logs(settings, flags)
     from cog_celery.bridge import process
 
-    return process.run(settings)
+    return process.run(settings, plans)
 
 
 @cli.command(
@@ -77,6 +81,7 @@ def bridge(**flags: object) -> int:
     **examples(
         "cog-celery worker my-model --queue my-predict-queue",
         "cog-celery worker my-model --queue my-predict-queue --gpus 0,1 --python my-model/.venv/bin/python",
+        "cog-celery worker --fleet fleet.yaml --queue hello",
         "COG_CELERY_MODEL_DIR=my-model COG_CELERY_QUEUE=my-predict-queue celery -A cog_celery worker",
     ),
 )

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 )
 @INPUT
 @JSON_INPUTS
+@click.option("--version", metavar="TEXT", help="The model's version, for a queue that has several.")
 @click.option(
     "--file",
     metavar="FILE",
@@ -54,7 +55,13 @@ log = logging.getLogger(__name__)
 @OUTPUT
 @options_of("send")
 def send(
-    pairs: tuple[str, ...], json_text: str | None, file: str | None, no_wait: bool, output: str | None, **flags: object
+    pairs: tuple[str, ...],
+    json_text: str | None,
+    version: str | None,
+    file: str | None,
+    no_wait: bool,
+    output: str | None,
+    **flags: object,
 ) -> int:
     """Sends one request as any producer would, or a file of them, and follows it to its end. Ctrl-C cancels it.
 
@@ -69,7 +76,7 @@ def send(
     inputs = _typed_inputs(settings, pairs, json_text)
     as_json = (output or default_output()) == "json"
     if file is not None:
-        return _send_file(settings, file, inputs, as_json=as_json, wait=not no_wait)
+        return _send_file(settings, file, inputs, version, as_json=as_json, wait=not no_wait)
 
     from rich.console import Console
 
@@ -80,7 +87,9 @@ def send(
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     view: View = JsonView(out, err) if as_json else TextView(out, err)
     with Interruptions() as interruptions, connected(settings.redis_url) as client, view:
-        sent = sending.send(client, queue, inputs, settings.max_request_bytes)
+        sent = sending.send(
+            *(client, queue, inputs, settings.max_request_bytes), version=version, priority=bool(settings.priority)
+        )
         view.sent(sent)
         try:
             snapshot = sending.follow(client, sent, view, lambda: interruptions.count)
@@ -109,7 +118,9 @@ def _typed_inputs(settings: Settings, pairs: Sequence[str], json_text: str | Non
         return read_inputs(pairs, json_text, Files(most, InputUploads(settings.input_upload_url, bar.moved).put))
 
 
-def _send_file(settings: Settings, file: str, inputs: dict[str, object], *, as_json: bool, wait: bool) -> int:
+def _send_file(
+    settings: Settings, file: str, inputs: dict[str, object], version: str | None, *, as_json: bool, wait: bool
+) -> int:
     from rich.console import Console
 
     from cog_celery.cli.sending_many_view import ManyView, count_lines
@@ -121,7 +132,9 @@ def _send_file(settings: Settings, file: str, inputs: dict[str, object], *, as_j
     except OSError as error:
         raise UsageError(f"--file {file}: {error.strerror}") from None
     lines = sending_many.Lines(descriptor, settings.max_request_bytes)
-    plan = sending_many.Plan(lines, settings.queue, inputs, settings.max_request_bytes, wait)
+    plan = sending_many.Plan(
+        *(lines, settings.queue, inputs, settings.max_request_bytes, wait, version), priority=bool(settings.priority)
+    )
     out, err = Console(highlight=False), Console(stderr=True, highlight=False)
     total = count_lines(file) if file != "-" and err.is_terminal else None
     view = ManyView(out, err, as_json=as_json, total=total, wait=wait)

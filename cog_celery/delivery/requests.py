@@ -27,7 +27,7 @@ OLDEST_ENTRY: Final = 100_000_000_000
 
 OUR_PREFIX = "cog-celery:"
 """Every key of ours in Redis begins so, the broker's too."""
-OUR_SUFFIXES: Final = ("", "-dead", "-run-time", "-setup-time")
+OUR_SUFFIXES: Final = ("", ".high", "-dead", "-run-time", "-setup-time")
 CELERYS: Final = ("_kombu.", "celery-task-meta-", "celeryev.", "celeryev/", "celery\x06")
 CELERYS_OWN: Final = ("celery", "celeryev", "unacked", "unacked_index", "unacked_mutex")
 """How the keys begin that another Celery keeps on the same server: without a prefix, unless it is told to give one."""
@@ -143,6 +143,26 @@ def _checked(request: PredictionRequest, queue: str, prefix: str) -> PredictionR
     if request.tracestate is not None and not _TRACE.fullmatch(request.tracestate):
         request = msgspec.structs.replace(request, tracestate=None)
     return request
+
+
+class _Versioned(msgspec.Struct):
+    version: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_versioned = msgspec.json.Decoder(_Versioned)
+_version = msgspec.json.Decoder(str | int | None)
+
+
+def version_of(value: bytes, response_queue: str | None) -> str | None:
+    """The model's version that a request names, for queues that look at it; of a request that parse() took.
+
+    Raises Refusal.
+    """
+    try:
+        version = _version.decode(_versioned.decode(value).version)
+    except msgspec.DecodeError:
+        raise Refusal("The request is not valid: `version` must be a text.", response_queue) from None
+    return None if version is None or version == "" else str(version)
 
 
 def check_key(field: str, key: str, queue: str, prefix: str = "") -> None:

@@ -2,10 +2,12 @@
 
 They must not know what a request means. Tried on Redis 6.2, 7.0, 8.2 and Valkey 9.1.
 
-KEYS[1] is always the stream, whose group has the same name. Other keys are passed in, but for those that are made from
-the stream's name: the capped stream of run times and the counts. An *owner* is a consumer's name: a bridge
-`<name>~<random>`, a slot `<name>~<random>.<slot>`, or `released`. An entry is ours only at the attempt (its delivery
-count) that we know of: owner and attempt together are the fence.
+KEYS[1] is always the queue: the name of its stream, and of the group on all its streams. KEYS[2] is the stream of the
+entry that a step is about: the queue's own, or that of its lane. A *lane* in ARGV is the stream that is served before
+the queue's own, or ''. Other keys are passed in, but for those that are made from the queue's name: the capped stream
+of run times and the counts. An *owner* is a consumer's name: a bridge `<name>~<random>`, a slot
+`<name>~<random>.<slot>`, or `released`. An entry is ours only at the attempt (its delivery count) that we know of:
+owner and attempt together are the fence.
 """
 
 from __future__ import annotations
@@ -22,30 +24,30 @@ class Script:
 
 
 PRELUDE = """
-local stream, group = KEYS[1], KEYS[1]
-local function pending(entry)
+local queue, group = KEYS[1], KEYS[1]
+local function pending(stream, entry)
   return redis.call('XPENDING', stream, group, entry, entry, 1)[1]
 end
-local function ours(entry, owner, attempt)
-  local p = pending(entry)
+local function ours(stream, entry, owner, attempt)
+  local p = pending(stream, entry)
   return p and p[2] == owner and p[4] == tonumber(attempt)
 end
 local function value_of(fields)
   for i = 1, #fields, 2 do if fields[i] == 'value' then return fields[i + 1] end end
   return false
 end
-local function value(entry)
+local function value(stream, entry)
   local e = redis.call('XRANGE', stream, entry, entry)[1]
   if not e then return nil end
   return value_of(e[2])
 end
 local function count(what)
-  redis.pcall('HINCRBY', 'cog-celery:' .. stream .. ':counts', what, 1)
+  return redis.pcall('HINCRBY', 'cog-celery:' .. queue .. ':counts', what, 1)
 end
 -- What happened lately, for people who look: about the last thousand steps.
 local function note(what, entry, owner, attempt, about)
   local fields = {'what', what, 'entry', entry, 'owner', owner, 'attempt', attempt, 'about', about}
-  redis.pcall('XADD', 'cog-celery:' .. stream .. ':recent', 'MAXLEN', '~', 1000, '*', unpack(fields))
+  redis.pcall('XADD', 'cog-celery:' .. queue .. ':recent', 'MAXLEN', '~', 1000, '*', unpack(fields))
 end
 -- A response replaces a response, never a list, a stream or whatever else somebody keeps under that name.
 local function writable(key)
@@ -63,117 +65,148 @@ local function show_followers(record, own, snapshot, ttl)
     if key and key ~= own and writable(key) then set(key, snapshot, ttl) end
   end
 end
--- The next entry: one that was given back, else a new one.
-local function read(owner)
-  while true do
-    local given_back = redis.pcall('XPENDING', stream, group, '-', '+', 1, 'released')
-    if given_back.err then return nil, given_back end
-    local p = given_back[1]
-    if not p then break end
-    local v = value(p[1])
-    if v ~= nil then
-      redis.call('XCLAIM', stream, group, owner, 0, p[1], 'JUSTID')
-      return {p[1], p[4], v}
+-- The queue's streams: its lane first, and every tenth time the other way round, so that nothing starves.
+local function in_turn(lane)
+  if lane == '' then return {queue} end
+  local takes = count('takes')
+  if type(takes) == 'number' and takes % 10 == 0 then return {queue, lane} end
+  return {lane, queue}
+end
+-- What this owner has in the pending lists.
+local function held(streams, owner)
+  for _, stream in ipairs(streams) do
+    while true do
+      local p = redis.call('XPENDING', stream, group, '-', '+', 1, owner)[1]
+      if not p then break end
+      local v = value(stream, p[1])
+      if v ~= nil then return {stream, p[1], p[4], v} end
+      redis.call('XACK', stream, group, p[1])
     end
-    redis.call('XACK', stream, group, p[1])
   end
-  local x = redis.pcall('XREADGROUP', 'GROUP', group, owner, 'COUNT', 1, 'STREAMS', stream, '>')
-  if not x or x.err then return nil, x end
-  local e = x[1][2][1]
-  return {e[1], 1, value_of(e[2])}
+end
+-- The next entry: of each stream one that was given back, else a new one.
+local function read(lane, owner)
+  for _, stream in ipairs(in_turn(lane)) do
+    while true do
+      local given_back = redis.pcall('XPENDING', stream, group, '-', '+', 1, 'released')
+      if given_back.err then return nil, given_back end
+      local p = given_back[1]
+      if not p then break end
+      local v = value(stream, p[1])
+      if v ~= nil then
+        redis.call('XCLAIM', stream, group, owner, 0, p[1], 'JUSTID')
+        return {stream, p[1], p[4], v}
+      end
+      redis.call('XACK', stream, group, p[1])
+    end
+    local x = redis.pcall('XREADGROUP', 'GROUP', group, owner, 'COUNT', 1, 'STREAMS', stream, '>')
+    if x and x.err then return nil, x end
+    if x then
+      local e = x[1][2][1]
+      return {stream, e[1], 1, value_of(e[2])}
+    end
+  end
+end
+-- The last id that the group was given of a stream; nil without such a group.
+local function last_delivered(stream)
+  for _, g in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local last, name
+    for i = 1, #g, 2 do
+      if g[i] == 'name' then name = g[i + 1] elseif g[i] == 'last-delivered-id' then last = g[i + 1] end
+    end
+    if name == group then return last end
+  end
 end
 """
 
-# KEYS stream, credits. ARGV bridge, prefix of announce keys, then optionally an entry that the bridge has, and its
-# attempt. Pops credits until one is of a worker that lives; an entry is taken only together with a credit. -> ticket,
-# credit, entry, attempt, value | gone | no entry, last delivered id | no credit
+# KEYS queue, stream of the entry or the queue again, credits. ARGV bridge, prefix of announce keys, lane, then
+# optionally an entry that the bridge has, and its attempt. Pops credits until one is of a worker that lives; an entry
+# is taken only together with a credit. -> ticket, credit, the version of tickets that its worker reads, stream, entry,
+# attempt, value | gone | no entry, last delivered id[, that of the lane] | no credit
 TAKE = Script("""
+local stream, lane, known = KEYS[2], ARGV[3], ARGV[4]
 while true do
-  local credit = redis.call('LPOP', KEYS[2])
+  local credit = redis.call('LPOP', KEYS[3])
   if not credit then return {'no credit'} end
-  if redis.call('EXISTS', ARGV[2] .. (string.match(credit, '^(.*)%.') or '')) == 1 then
+  local announced = redis.call('GET', ARGV[2] .. (string.match(credit, '^(.*)%.') or ''))
+  if announced then
     local entry, fault
-    if ARGV[3] then
-      local v = value(ARGV[3])
-      if v ~= nil and ours(ARGV[3], ARGV[1], ARGV[4]) then entry = {ARGV[3], tonumber(ARGV[4]), v} end
+    if known then
+      local v = value(stream, known)
+      if v ~= nil and ours(stream, known, ARGV[1], ARGV[5]) then entry = {stream, known, tonumber(ARGV[5]), v} end
     else
-      entry, fault = read(ARGV[1])
+      entry, fault = read(lane, ARGV[1])
     end
-    if entry then return {'ticket', credit, entry[1], entry[2], entry[3]} end
-    redis.call('LPUSH', KEYS[2], credit)
+    if entry then
+      return {'ticket', credit, tonumber(string.match(announced, '"tickets": ?(%d%d?%d?)')) or 1, unpack(entry)}
+    end
+    redis.call('LPUSH', KEYS[3], credit)
     if fault then return fault end
-    if ARGV[3] then
-      if ours(ARGV[3], ARGV[1], ARGV[4]) then redis.call('XACK', stream, group, ARGV[3]) end
+    if known then
+      if ours(stream, known, ARGV[1], ARGV[5]) then redis.call('XACK', stream, group, known) end
       return {'gone'}
     end
-    for _, g in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-      local last, name
-      for i = 1, #g, 2 do
-        if g[i] == 'name' then name = g[i + 1] elseif g[i] == 'last-delivered-id' then last = g[i + 1] end
-      end
-      if name == group then return {'no entry', last} end
-    end
+    return {'no entry', last_delivered(queue), lane ~= '' and last_delivered(lane) or nil}
   end
 end
 """)
 
-# KEYS stream. ARGV entry, bridge, attempt, slot. The slot becomes the owner; the same again is answered the same.
-#   -> entry, attempt, value | false: a void ticket
+# KEYS queue, stream. ARGV entry, bridge, attempt, slot. The slot becomes the owner; the same again is answered the
+# same.
+#   -> stream, entry, attempt, value | false: a void ticket
 CLAIM = Script("""
-if not ours(ARGV[1], ARGV[2], ARGV[3]) and not ours(ARGV[1], ARGV[4], ARGV[3]) then return false end
-local v = value(ARGV[1])
+local stream = KEYS[2]
+if not ours(stream, ARGV[1], ARGV[2], ARGV[3]) and not ours(stream, ARGV[1], ARGV[4], ARGV[3]) then return false end
+local v = value(stream, ARGV[1])
 if v == nil then
   redis.call('XACK', stream, group, ARGV[1])
   return false
 end
 redis.call('XCLAIM', stream, group, ARGV[4], 0, ARGV[1], 'JUSTID')
-return {ARGV[1], tonumber(ARGV[3]), v}
+return {stream, ARGV[1], tonumber(ARGV[3]), v}
 """)
 
-# KEYS stream, response, cancel key. ARGV entry, owner, attempt, snapshot, record of its id or ''. Only a terminal
-# response has a time to live.
+# KEYS queue, stream, response, cancel key. ARGV entry, owner, attempt, snapshot, record of its id or ''. Only a
+# terminal response has a time to live.
 #   -> 0: not the owner | 1: written | 2: written, and the cancel key exists | 3: the response key is not for responses
 PUBLISH = Script("""
-if not ours(ARGV[1], ARGV[2], ARGV[3]) then
+if not ours(KEYS[2], ARGV[1], ARGV[2], ARGV[3]) then
   count('stale')
   return 0
 end
-if not writable(KEYS[2]) then return 3 end
-redis.call('SET', KEYS[2], ARGV[4])
-if ARGV[5] ~= '' then show_followers(ARGV[5], KEYS[2], ARGV[4], '0') end
-if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then return 2 end
+if not writable(KEYS[3]) then return 3 end
+redis.call('SET', KEYS[3], ARGV[4])
+if ARGV[5] ~= '' then show_followers(ARGV[5], KEYS[3], ARGV[4], '0') end
+if KEYS[4] and redis.call('EXISTS', KEYS[4]) == 1 then return 2 end
 return 1
 """)
 
-# KEYS stream, settled[, response]. ARGV entry, owner, attempt, terminal snapshot, ttl in ms or 0, snapshot to be seen
-# before it or '', duration or '', take the next one: 0 or 1, record of its id or '', how long that is kept in ms or 0,
-# what came of it, as it is to be noted.
+# KEYS queue, stream, settled[, response]. ARGV entry, owner, attempt, terminal snapshot, ttl in ms or 0, snapshot to be
+# seen before it or '', duration or '', take the next one: 0 or 1, record of its id or '', how long that is kept in ms
+# or 0, what came of it, as it is to be noted, lane.
 # `settled` keeps what its owner committed last, so that a commit whose reply was lost can be told from one that came
-# too late. -> done[, entry, attempt, value] | settled[, entry, attempt, value] | stale | refused: the response key is
-# not for responses
+# too late. -> done[, stream, entry, attempt, value] | settled[, stream, entry, attempt, value] | stale | refused: the
+# response key is not for responses
 COMMIT = Script("""
-if not ours(ARGV[1], ARGV[2], ARGV[3]) then
-  if redis.call('GET', KEYS[2]) ~= ARGV[1] .. '/' .. ARGV[3] then
+local stream, lane = KEYS[2], ARGV[12]
+local this = stream .. '/' .. ARGV[1] .. '/' .. ARGV[3]
+if not ours(stream, ARGV[1], ARGV[2], ARGV[3]) then
+  if redis.call('GET', KEYS[3]) ~= this then
     count('stale')
     return {'stale'}
   end
   count('settled')
-  local p = redis.call('XPENDING', stream, group, '-', '+', 1, ARGV[2])[1]
-  if not p then return {'settled'} end
-  local v = value(p[1])
-  if v == nil then
-    redis.call('XACK', stream, group, p[1])
-    return {'settled'}
-  end
-  return {'settled', p[1], p[4], v}
+  local e = held(lane == '' and {queue} or {lane, queue}, ARGV[2])
+  if e then return {'settled', unpack(e)} end
+  return {'settled'}
 end
-if KEYS[3] then
-  if not writable(KEYS[3]) then return {'refused'} end
-  if ARGV[6] ~= '' then set(KEYS[3], ARGV[6], ARGV[5]) end
-  set(KEYS[3], ARGV[4], ARGV[5])
+if KEYS[4] then
+  if not writable(KEYS[4]) then return {'refused'} end
+  if ARGV[6] ~= '' then set(KEYS[4], ARGV[6], ARGV[5]) end
+  set(KEYS[4], ARGV[4], ARGV[5])
 end
 if ARGV[9] ~= '' then
-  show_followers(ARGV[9], KEYS[3], ARGV[4], ARGV[5])
+  show_followers(ARGV[9], KEYS[4], ARGV[4], ARGV[5])
   if ARGV[10] == '0' then
     redis.call('DEL', ARGV[9])
   else
@@ -181,43 +214,44 @@ if ARGV[9] ~= '' then
     redis.call('PEXPIRE', ARGV[9], ARGV[10])
   end
 end
-redis.call('SET', KEYS[2], ARGV[1] .. '/' .. ARGV[3], 'EX', 86400)
+redis.call('SET', KEYS[3], this, 'EX', 86400)
 redis.call('XACK', stream, group, ARGV[1])
 redis.call('XDEL', stream, ARGV[1])
 -- Behind the point of no return nothing may be raised: a key of another type costs the statistics, not the answer.
 count('done')
-if ARGV[7] ~= '' then redis.pcall('XADD', stream .. '-run-time', 'MAXLEN', 100, '*', 'duration', ARGV[7]) end
+if ARGV[7] ~= '' then redis.pcall('XADD', queue .. '-run-time', 'MAXLEN', 100, '*', 'duration', ARGV[7]) end
 note('ended', ARGV[1], ARGV[2], ARGV[3], ARGV[11])
 if ARGV[8] == '1' then
-  local e = read(ARGV[2])
-  if e then return {'done', e[1], e[2], e[3]} end
+  local e = read(lane, ARGV[2])
+  if e then return {'done', unpack(e)} end
 end
 return {'done'}
 """)
 
-# KEYS stream, dead letters (the stream again: none is kept), [response]. ARGV entry, owner, attempt, terminal snapshot
-# or '', ttl, reason, longest list of dead letters, record of its id or '', runs that it had, who had it last, bytes of
-# a field that are kept or 0 for all, what is to be noted of it. The entry leaves the stream for the dead letters, where
-# it stays as it was, with the reason beside it. -> 1 | 0: not the owner | an error's text: it was ended, but not all
-# could be written
+# KEYS queue, stream, dead letters (the queue again: none is kept), [response]. ARGV entry, owner, attempt, terminal
+# snapshot or '', ttl, reason, longest list of dead letters, record of its id or '', runs that it had, who had it last,
+# bytes of a field that are kept or 0 for all, what is to be noted of it. The entry leaves the stream for the dead
+# letters, where it stays as it was, with the reason beside it. -> 1 | 0: not the owner | an error's text: it was ended,
+# but not all could be written
 BURY = Script("""
-if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
+local stream = KEYS[2]
+if not ours(stream, ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 local fault
-if KEYS[3] and ARGV[4] ~= '' then
-  if writable(KEYS[3]) then
-    set(KEYS[3], ARGV[4], ARGV[5])
+if KEYS[4] and ARGV[4] ~= '' then
+  if writable(KEYS[4]) then
+    set(KEYS[4], ARGV[4], ARGV[5])
   else
     fault = 'WRONGTYPE the response key holds something else'
   end
 end
 if ARGV[8] ~= '' then
   -- It was not answered by a prediction: the same id may be sent again.
-  if ARGV[4] ~= '' then show_followers(ARGV[8], KEYS[3], ARGV[4], ARGV[5]) end
+  if ARGV[4] ~= '' then show_followers(ARGV[8], KEYS[4], ARGV[4], ARGV[5]) end
   redis.call('DEL', ARGV[8])
 end
 local copy = {'reason', ARGV[6], 'entry', ARGV[1], 'attempts', ARGV[9], 'owner', ARGV[10]}
 local e = redis.call('XRANGE', stream, ARGV[1], ARGV[1])[1]
-if e and KEYS[2] ~= stream then
+if e and KEYS[3] ~= queue then
   local most = tonumber(ARGV[11])
   -- Lua can pass some 8,000 values at once; an entry with more fields than a request can have is cut.
   for i = 1, math.min(#e[2], 1000) do
@@ -228,7 +262,7 @@ if e and KEYS[2] ~= stream then
     end
     copy[#copy + 1] = field
   end
-  local kept = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], '*', unpack(copy))
+  local kept = redis.pcall('XADD', KEYS[3], 'MAXLEN', '~', ARGV[7], '*', unpack(copy))
   if type(kept) == 'table' and kept.err then
     -- Out of memory, or not the primary any more: it passes, and then the letter is kept.
     if not string.find(kept.err, 'WRONGTYPE') then return kept end
@@ -242,46 +276,49 @@ note('buried', ARGV[1], ARGV[10], ARGV[9], ARGV[12])
 return fault or 1
 """)
 
-# KEYS stream. ARGV triples of entry, owner, attempt.
+# KEYS queue. ARGV stream, entry, owner, attempt, for each.
 #   -> for each: 1 still the owner, its lease begins anew | 0 not the owner | 2 the owner, but the entry was deleted
 EXTEND = Script("""
 local verdicts = {}
-for i = 1, #ARGV, 3 do
-  if not ours(ARGV[i], ARGV[i + 1], ARGV[i + 2]) then
+for i = 1, #ARGV, 4 do
+  local stream, entry, owner = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  if not ours(stream, entry, owner, ARGV[i + 3]) then
     verdicts[#verdicts + 1] = 0
-  elseif #redis.call('XRANGE', stream, ARGV[i], ARGV[i]) == 0 then
+  elseif #redis.call('XRANGE', stream, entry, entry) == 0 then
     -- An XCLAIM would drop it from the pending list (Redis >= 7), and its last snapshot could not be fenced any more.
     verdicts[#verdicts + 1] = 2
   else
-    redis.call('XCLAIM', stream, group, ARGV[i + 1], 0, ARGV[i], 'JUSTID')
+    redis.call('XCLAIM', stream, group, owner, 0, entry, 'JUSTID')
     verdicts[#verdicts + 1] = 1
   end
 end
 return verdicts
 """)
 
-# KEYS stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms. Whoever takes an entry next takes
-# this one; the attempt does not count. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
+# KEYS queue, stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms. Whoever takes an entry next
+# takes this one; the attempt does not count. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
 RELEASE = Script("""
-if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 0 end
-if value(ARGV[1]) == nil then
+local stream = KEYS[2]
+if not ours(stream, ARGV[1], ARGV[2], ARGV[3]) then return 0 end
+if value(stream, ARGV[1]) == nil then
   redis.call('XACK', stream, group, ARGV[1])
 else
   redis.call('XCLAIM', stream, group, 'released', 0, ARGV[1], 'IDLE', ARGV[4], 'JUSTID')
-  redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 'entry', ARGV[1])
-  if KEYS[3] then redis.call('SET', KEYS[3], '', 'EX', 86400) end
+  redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 'entry', ARGV[1])
+  if KEYS[4] then redis.call('SET', KEYS[4], '', 'EX', 86400) end
   count('released')
   note('released', ARGV[1], ARGV[2], ARGV[3], '')
 end
 return 1
 """)
 
-# KEYS stream. ARGV entry, the owner it is to be taken from, its attempt, the idle time in ms that it must have, bridge,
-# count this run: 0 or 1. -> attempt | 0: not so any more
+# KEYS queue, stream. ARGV entry, the owner it is to be taken from, its attempt, the idle time in ms that it must have,
+# bridge, count this run: 0 or 1. -> attempt | 0: not so any more
 RECLAIM = Script("""
-local p = pending(ARGV[1])
+local stream = KEYS[2]
+local p = pending(stream, ARGV[1])
 if not p or p[2] ~= ARGV[2] or p[4] ~= tonumber(ARGV[3]) or p[3] < tonumber(ARGV[4]) then return 0 end
-if value(ARGV[1]) == nil then
+if value(stream, ARGV[1]) == nil then
   redis.call('XACK', stream, group, ARGV[1])
   return 0
 end
@@ -296,37 +333,47 @@ redis.call('XCLAIM', stream, group, ARGV[5], 0, ARGV[1], 'JUSTID')
 return p[4]
 """)
 
-# KEYS stream. ARGV owner. What this owner has in the pending list, after a lost reply.
-#   -> entry, attempt, value | false
+# KEYS queue, released. ARGV owner, lane, lease in ms. What this owner has in the pending lists, after a lost reply; of
+# two streams it may have got two, and the second one is given back. -> stream, entry, attempt, value | false
 RECOVER = Script("""
-while true do
-  local p = redis.call('XPENDING', stream, group, '-', '+', 1, ARGV[1])[1]
-  if not p then return false end
-  local v = value(p[1])
-  if v ~= nil then return {p[1], p[4], v} end
-  redis.call('XACK', stream, group, p[1])
+local streams = ARGV[2] == '' and {queue} or {ARGV[2], queue}
+local first = held(streams, ARGV[1])
+if not first then return false end
+for _, stream in ipairs(streams) do
+  for _, p in ipairs(redis.call('XPENDING', stream, group, '-', '+', 10, ARGV[1])) do
+    if stream ~= first[1] or p[1] ~= first[2] then
+      if value(stream, p[1]) == nil then
+        redis.call('XACK', stream, group, p[1])
+      else
+        redis.call('XCLAIM', stream, group, 'released', 0, p[1], 'IDLE', ARGV[3], 'JUSTID')
+        redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 'entry', p[1])
+      end
+    end
+  end
 end
+return first
 """)
 
-# KEYS stream, record of its id, response. ARGV entry, owner, attempt, ttl in ms or 0. An entry whose id another one
-# has, in flight or kept, ends here: its response key gets what the other one's gets. A hundred may follow: each
+# KEYS queue, stream, record of its id, response. ARGV entry, owner, attempt, ttl in ms or 0. An entry whose id another
+# one has, in flight or kept, ends here: its response key gets what the other one's gets. A hundred may follow: each
 # snapshot is written for all of them in one step.
 #   -> first: run it | follows | stale | refused: the response key is not for responses | crowded
 ENROLL = Script("""
-if not ours(ARGV[1], ARGV[2], ARGV[3]) then return 'stale' end
-if not writable(KEYS[3]) then return 'refused' end
-local first, ended, snapshot = unpack(redis.call('HMGET', KEYS[2], 'entry', 'ended', 'snapshot'))
-if first == ARGV[1] then return 'first' end
-if not first or not (ended or pending(first) or value(first) ~= nil) then
+local stream = KEYS[2]
+if not ours(stream, ARGV[1], ARGV[2], ARGV[3]) then return 'stale' end
+if not writable(KEYS[4]) then return 'refused' end
+local first, at, ended, snapshot = unpack(redis.call('HMGET', KEYS[3], 'entry', 'stream', 'ended', 'snapshot'))
+if first == ARGV[1] and at == stream then return 'first' end
+if not first or not (ended or pending(at, first) or value(at, first) ~= nil) then
   -- Those who followed one that is gone without an answer follow this one.
-  redis.call('HDEL', KEYS[2], 'ended', 'snapshot')
-  redis.call('HSET', KEYS[2], 'entry', ARGV[1])
-  redis.call('EXPIRE', KEYS[2], 604800) -- a week; once it has ended, as long as is wanted
+  redis.call('HDEL', KEYS[3], 'ended', 'snapshot')
+  redis.call('HSET', KEYS[3], 'entry', ARGV[1], 'stream', stream)
+  redis.call('EXPIRE', KEYS[3], 604800) -- a week; once it has ended, as long as is wanted
   return 'first'
 end
-if not ended and redis.call('HLEN', KEYS[2]) > 102 then return 'crowded' end
-if snapshot and redis.call('GET', KEYS[3]) ~= snapshot then set(KEYS[3], snapshot, ended and ARGV[4] or '0') end
-if not ended then redis.call('HSET', KEYS[2], 'to:' .. KEYS[3], '') end
+if not ended and redis.call('HLEN', KEYS[3]) > 103 then return 'crowded' end
+if snapshot and redis.call('GET', KEYS[4]) ~= snapshot then set(KEYS[4], snapshot, ended and ARGV[4] or '0') end
+if not ended then redis.call('HSET', KEYS[3], 'to:' .. KEYS[4], '') end
 redis.call('XACK', stream, group, ARGV[1])
 redis.call('XDEL', stream, ARGV[1])
 count('followed')
@@ -334,23 +381,43 @@ note('followed', ARGV[1], ARGV[2], ARGV[3], first)
 return 'follows'
 """)
 
-# KEYS stream, credits. ARGV slot. -> 1 if the list lacked it
+# KEYS queue, credits. ARGV slot. -> 1 if the list lacked it
 CREDIT = Script("""
 if redis.call('LPOS', KEYS[2], ARGV[1]) then return 0 end
 redis.call('RPUSH', KEYS[2], ARGV[1])
 return 1
 """)
 
-# KEYS stream. ARGV consumer. A consumer is deleted only by one who sees in the same step that nothing is pending for
-# it.
+# KEYS queue, its streams. ARGV consumer. A consumer is deleted only by one who sees in the same step that nothing is
+# pending for it.
 FORGET = Script("""
-if #redis.call('XPENDING', stream, group, '-', '+', 1, ARGV[1]) == 0 then
-  redis.call('XGROUP', 'DELCONSUMER', stream, group, ARGV[1])
+for i = 2, #KEYS do
+  if #redis.call('XPENDING', KEYS[i], group, '-', '+', 1, ARGV[1]) == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[i], group, ARGV[1])
+  end
 end
 return 1
 """)
 
-# KEYS stream, dead letters. ARGV letter. The request goes back into the stream as it came, for a run like any other.
+# KEYS queue, stream, the stream it goes to. ARGV entry, owner, attempt, what is to be noted of it. The request leaves
+# one queue and is another one's from then on. -> its new entry | 0: not the owner
+MOVE = Script("""
+local stream = KEYS[2]
+if not ours(stream, ARGV[1], ARGV[2], ARGV[3]) then return 0 end
+local v = value(stream, ARGV[1])
+if v == nil then
+  redis.call('XACK', stream, group, ARGV[1])
+  return 0
+end
+local entry = redis.call('XADD', KEYS[3], '*', 'value', v)
+redis.call('XACK', stream, group, ARGV[1])
+redis.call('XDEL', stream, ARGV[1])
+count('moved')
+note('moved', ARGV[1], KEYS[3] .. '/' .. entry, ARGV[3], ARGV[4])
+return entry
+""")
+
+# KEYS queue, dead letters. ARGV letter. The request goes back into the stream as it came, for a run like any other.
 #   -> entry | 0: there is no such letter | 1: it is none that BURY wrote
 RETRY = Script("""
 local letter = redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1])[1]
@@ -363,12 +430,12 @@ end
 if #fields < 10 or #fields > 7000 then return 1 end
 -- Deletes nothing. Who may not delete the letter is told so now: later, the request would be there twice.
 redis.call('XDEL', KEYS[2], '0-0')
-local entry = redis.call('XADD', stream, '*', unpack(fields, 9))
+local entry = redis.call('XADD', queue, '*', unpack(fields, 9))
 redis.call('XDEL', KEYS[2], ARGV[1])
 return entry
 """)
 
-# KEYS stream, announce key, credits. ARGV what is announced, for how many ms, then the slots that are idle. The credits
+# KEYS queue, announce key, credits. ARGV what is announced, for how many ms, then the slots that are idle. The credits
 # of a worker that was not known are thrown away: they are put down again in the same step, since later a missing one
 # may mean that its ticket is on its way. -> 1 if it was known
 ANNOUNCE = Script("""
@@ -382,7 +449,7 @@ end
 return known
 """)
 
-# KEYS stream, processes. ARGV life, what it says of itself. With the server's time, since clocks differ. Whoever is new
+# KEYS queue, processes. ARGV life, what it says of itself. With the server's time, since clocks differ. Whoever is new
 # sweeps out those that were not heard of for an hour. -> 1 if it is new
 DESCRIBE = Script("""
 local t = redis.call('TIME')
@@ -398,24 +465,18 @@ end
 return 1
 """)
 
-# KEYS stream. Only the id goes over the wire: a request may have megabytes. -> the oldest entry that nobody has taken
+# KEYS queue, stream. Only the id goes over the wire: a request may have megabytes. -> the oldest entry that nobody has
+# taken
 OLDEST = Script("""
-local groups = redis.pcall('XINFO', 'GROUPS', stream)
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[2])
 if groups.err then return false end
-for _, g in ipairs(groups) do
-  local last, name
-  for i = 1, #g, 2 do
-    if g[i] == 'name' then name = g[i + 1] elseif g[i] == 'last-delivered-id' then last = g[i + 1] end
-  end
-  if name == group then
-    local e = redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1)[1]
-    return e and e[1]
-  end
-end
-return false
+local last = last_delivered(KEYS[2])
+if not last then return false end
+local e = redis.call('XRANGE', KEYS[2], '(' .. last, '+', 'COUNT', 1)[1]
+return e and e[1]
 """)
 
-# KEYS stream, the stream that is searched. ARGV pattern, where to begin, entries and bytes after which to pause, so
+# KEYS queue, the stream that is searched. ARGV pattern, where to begin, entries and bytes after which to pause, so
 # that nobody has to wait for long, the entry whose dead letter is looked for, or ''. -> where to go on or '', how many
 # were looked at, those whose value has the pattern, and that letter: ids, and which of those looked at they were
 FIND = Script("""
@@ -450,6 +511,7 @@ SCRIPTS = (
     CREDIT,
     FORGET,
     ANNOUNCE,
+    MOVE,
     RETRY,
     DESCRIBE,
 )

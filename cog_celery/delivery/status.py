@@ -99,13 +99,15 @@ class QueueSeen(msgspec.Struct, frozen=True, kw_only=True):
     """A queue; None for what could not be read, and `problems` say why. Ages and times in seconds.
 
     `waiting`: in no slot yet, though a bridge may have them; `running`: with a slot, or a consumer that is not ours.
-    `total`: what its processes have counted since it was made.
+    `in_lane`: how many of `length` are in its lane, if it has one. `total`: what its processes have counted since it
+    was made.
     """
 
     name: str
     exists: bool
     settings: QueueSettings | None = None
     length: int | None = None
+    in_lane: int | None = None
     waiting: int | None = None
     running: int | None = None
     dead: int | None = None
@@ -134,9 +136,15 @@ class QueueSeen(msgspec.Struct, frozen=True, kw_only=True):
         troubles = list(self.problems)
         if not any(bridge.alive for bridge in self.bridges) and (self.waiting or self.workers):
             troubles.append("no bridge lives: nothing is given to idle slots")
+        if self.settings is not None and self.settings.front:
+            return troubles + self._late()
         takers = sum(self.slots()[state] for state in ("idle", "busy"))
         if self.waiting and not takers and not self.running:
             troubles.append(f"{self.waiting} requests wait, and no worker is ready to take them")
+        return troubles + self._late()
+
+    def _late(self) -> list[str]:
+        troubles = []
         for process in self.processes:
             if process.state == "late":
                 troubles.append(f"{process.life} is late: its last heartbeat is {process.age:.1f} s old")
@@ -182,20 +190,28 @@ class Look:
         # The settings come before the rest: what they are is never younger than what is judged by them.
         for name in names:
             pipe.execute_command("HGETALL", Queue(name).settings_key)
-        when, _, *settings = pipe.execute(raise_on_error=False)
+        when, _, *stored = pipe.execute(raise_on_error=False)
         now = seconds_of(when)
         most = max(50, min(MOST_NOTES, NOTES_IN_ALL // max(1, len(names)))) if notes else 0
-        for name in names:
-            _ask(pipe, Queue(name), now, most)
+        settings = [_settings(flat) for flat in stored]
+        queues = [
+            Queue(name, priority=bool(known and known.priority)) for name, known in zip(names, settings, strict=True)
+        ]
+        for queue in queues:
+            _ask(pipe, queue, now, most)
         replies = iter(pipe.execute(raise_on_error=False))
-        return [_queue(name, now, stored, replies, most) for name, stored in zip(names, settings, strict=True)]
+        return [
+            _queue(queue, now, known, flat, replies, most)
+            for queue, known, flat in zip(queues, settings, stored, strict=True)
+        ]
 
 
 def _ask(pipe: Any, queue: Queue, now: float, most: int) -> None:
-    pipe.execute_command("XLEN", queue.name)
-    pipe.execute_command("XPENDING", queue.name, queue.name)
-    pipe.execute_command("XPENDING", queue.name, queue.name, "-", "+", MOST_PENDING)
-    pipe.execute_command("EVALSHA", scripts.OLDEST.sha, 1, queue.name)
+    for stream in queue.streams:
+        pipe.execute_command("XLEN", stream)
+        pipe.execute_command("XPENDING", stream, queue.name)
+        pipe.execute_command("XPENDING", stream, queue.name, "-", "+", MOST_PENDING)
+        pipe.execute_command("EVALSHA", scripts.OLDEST.sha, 2, queue.name, stream)
     pipe.execute_command("XLEN", queue.dead)
     pipe.execute_command("HGETALL", queue.counts)
     pipe.execute_command("HGETALL", queue.processes)
@@ -204,7 +220,9 @@ def _ask(pipe: Any, queue: Queue, now: float, most: int) -> None:
         pipe.execute_command("XREVRANGE", queue.recent, "+", since, "COUNT", most)
 
 
-def _queue(name: str, now: float, stored: Any, replies: Iterator[Any], most: int) -> QueueSeen:
+def _queue(
+    queue: Queue, now: float, settings: QueueSettings | None, stored: Any, replies: Iterator[Any], most: int
+) -> QueueSeen:
     problems: list[str] = []
 
     def read(what: str, kind: type[T], reply: Any) -> T | None:
@@ -214,30 +232,41 @@ def _queue(name: str, now: float, stored: Any, replies: Iterator[Any], most: int
             return None
         return reply
 
-    length = read("the stream", int, next(replies))
-    summary = read("the consumer group", list, next(replies))
-    lines = read("the pending list", list, next(replies))
-    oldest = read("the oldest request", bytes, next(replies))
+    read("the settings", list, stored)
+    lengths: dict[str, int] = {}
+    owners: Counter[str] = Counter()
+    held: list[Held] = []
+    oldest: list[str] = []
+    grouped = True
+    for stream in queue.streams:
+        length = read("the stream", int, next(replies))
+        if length is not None:
+            lengths[stream] = length
+        summary = read("the consumer group", list, next(replies))
+        grouped = grouped and summary is not None
+        for owner, number in (summary and summary[3]) or ():
+            owners[text(owner)] += int(number)
+        held += map(read_held, read("the pending list", list, next(replies)) or ())
+        first = read("the oldest request", bytes, next(replies))
+        oldest += [] if first is None else [text(first)]
     dead = read("the dead letters", int, next(replies))
     counts = read("the counts", list, next(replies))
     described = read("the processes", list, next(replies))
     notes = read("the last minutes", list, next(replies)) if most else None
-    settings = _settings(read("the settings", list, stored))
-    owners = {text(owner): int(count) for owner, count in summary[3] or ()} if summary is not None else {}
     released = owners.get(RELEASED, 0)
     dispatched = sum(count for owner, count in owners.items() if BRIDGE.fullmatch(owner))
     in_group = sum(owners.values())
-    held = [read_held(line) for line in lines or ()]
-    waits = [line.entry for line in held if line.owner == RELEASED or BRIDGE.fullmatch(line.owner)]
-    waits += [text(oldest)] if oldest else []
+    waits = [line.entry for line in held if line.owner == RELEASED or BRIDGE.fullmatch(line.owner)] + oldest
+    all = sum(lengths.values()) if len(lengths) == len(queue.streams) else None
     lease = (settings or QueueSettings()).lease
     return QueueSeen(
-        name=name,
-        exists=bool(settings or length or summary is not None),
+        name=queue.name,
+        exists=bool(settings or all or grouped),
         settings=settings,
-        length=length,
-        waiting=None if length is None else max(0, length - in_group) + released + dispatched,
-        running=in_group - dispatched - released if summary is not None else None,
+        length=all,
+        in_lane=lengths.get(queue.high),
+        waiting=None if all is None else max(0, all - in_group) + released + dispatched,
+        running=in_group - dispatched - released if grouped else None,
         dead=dead,
         oldest=max((age for entry in waits if (age := age_of(entry, now)) is not None), default=None),
         total={text(what): int(count) for what, count in pairs(counts or ()) if count.isdigit() and len(count) < 20},
@@ -247,8 +276,8 @@ def _queue(name: str, now: float, stored: Any, replies: Iterator[Any], most: int
     )
 
 
-def _settings(flat: list[bytes] | None) -> QueueSettings | None:
-    if not flat:
+def _settings(flat: Any) -> QueueSettings | None:
+    if not isinstance(flat, list) or not flat:
         return None
     stored = {text(name): msgspec.Raw(value) for name, value in pairs(flat)}
     try:

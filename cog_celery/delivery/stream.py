@@ -10,8 +10,9 @@ import hashlib
 import logging
 import re
 import secrets
+from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -26,6 +27,8 @@ DEAD_LETTERS = 1000
 BRIDGE = re.compile(r".*~[0-9a-f]{8}", re.DOTALL)
 SLOT = re.compile(r".*~[0-9a-f]{8}\.\d+b?", re.DOTALL)
 RELEASED = "released"
+HIGH = ".high"
+"""What the name of a queue's lane has behind that of the queue."""
 
 log = logging.getLogger(__name__)
 
@@ -43,25 +46,57 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     bridge: str
     slot: str
 
+    @property
+    def at(self) -> Entry:
+        return Entry(self.stream, self.entry)
+
 
 TICKET_VERSION = 1
+"""The newest version that this release reads and writes. A worker announces it; see ARCHITECTURE.md, Releases."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """Where a request is: an id, and the stream that has it, the queue's own or its lane. Both may have the same id."""
+
+    stream: str
+    id: str
 
 
 class Delivery(msgspec.Struct, frozen=True):
     """An entry that its reader owns at this attempt; `value` is the request as it was sent, None without such a
-    field."""
+    field. `lane`: whether it came through the queue's lane.
+    """
 
-    entry: str
+    at: Entry
     attempt: int
     value: bytes | None
+    lane: bool = False
+
+    @property
+    def entry(self) -> str:
+        """The entry's id, for people and for what is told by its time."""
+        return self.at.id
+
+    @property
+    def name(self) -> str:
+        """A name that no other entry of its queue has."""
+        return f"{self.at.id}{HIGH}" if self.lane else self.at.id
 
 
 class Owned(msgspec.Struct, frozen=True):
-    """A line of the pending list. `idle`: milliseconds since its owner was last heard of."""
+    """A line of a pending list. `idle`: milliseconds since its owner was last heard of."""
 
-    entry: str
+    at: Entry
     owner: str
     idle: int
+    attempt: int
+
+
+class Held(NamedTuple):
+    """What the fence knows an entry by."""
+
+    at: Entry
+    owner: str
     attempt: int
 
 
@@ -72,6 +107,8 @@ class QueueSettings(msgspec.Struct, frozen=True):
     lease: float = 10.0
     max_attempts: int = 3
     idempotent_ids: bool = False
+    priority: bool = False
+    front: bool = False
 
 
 def life(name: str) -> str:
@@ -87,11 +124,14 @@ def slot_life(consumer: str) -> str:
 class Queue:
     """The keys of one queue, and every step about them. Raises ServerLost, GroupMissing, ServerError.
 
-    All but agree() are one round trip.
+    All but agree() are one round trip; what looks at a whole pending list is one for each stream. `streams`: its lane,
+    if it has one, and its own; which of them there are is known when its settings are.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, priority: bool = False) -> None:
         self.name = name
+        self.high = f"{name}{HIGH}"
+        self.streams: tuple[str, ...] = (self.high, name) if priority else (name,)
         self.credits = f"{OUR_PREFIX}{name}:credits"
         self.announce_prefix = f"{OUR_PREFIX}{name}:worker:"
         self.settings_key = f"{OUR_PREFIX}{name}:settings"
@@ -102,7 +142,7 @@ class Queue:
         self.processes = f"{OUR_PREFIX}{name}:processes"
         self.recent = f"{OUR_PREFIX}{name}:recent"
         self.counts = f"{OUR_PREFIX}{name}:counts"
-        self._released_after = "0-0"
+        self._after = {self.released: "0-0"}
         self.dead = f"{name}-dead"
         self.run_time = f"{name}-run-time"
         self.setup_time = f"{name}-setup-time"
@@ -119,11 +159,14 @@ class Queue:
             )
 
     def create_group(self, link: Link) -> bool:
-        """Make stream and group, from the stream's beginning so that nothing sent earlier is skipped; True if they were
-        not there.
+        """Make its streams and the group on each, from the stream's beginning so that nothing sent earlier is skipped;
+        True if one was not there.
         """
+        return True in [self._create_group(link, stream) for stream in self.streams]
+
+    def _create_group(self, link: Link, stream: str) -> bool:
         try:
-            link.call("XGROUP", "CREATE", self.name, self.name, "0", "MKSTREAM")
+            link.call("XGROUP", "CREATE", stream, self.name, "0", "MKSTREAM")
         except ServerError as error:
             if "BUSYGROUP" not in str(error):
                 raise
@@ -132,10 +175,15 @@ class Queue:
 
     def group_exists(self, link: Link) -> bool:
         try:
-            link.call("XPENDING", self.name, self.name)
+            for stream in self.streams:
+                link.call("XPENDING", stream, self.name)
         except GroupMissing:
             return False
         return True
+
+    @property
+    def _lane(self) -> str:
+        return self.high if len(self.streams) > 1 else ""
 
     def agree(
         self,
@@ -144,15 +192,19 @@ class Queue:
         lease: float | None,
         max_attempts: int | None,
         idempotent_ids: bool | None = None,
+        priority: bool | None = None,
+        front: bool = False,
     ) -> QueueSettings:
         """The queue's settings: those that it has, else these. Raises SettingsConflict when they were chosen and
-        differ.
+        differ, or when it is a front for one of the two alone. From then on `streams` is what they say.
         """
         wanted = {
             "dialect": dialect,
             "lease": lease,
             "max_attempts": max_attempts,
             "idempotent_ids": idempotent_ids,
+            "priority": priority,
+            "front": front or None,
         }
         default = QueueSettings()
         for name, value in wanted.items():
@@ -170,52 +222,66 @@ class Queue:
                     f"Queue {self.name} works with {name}={getattr(agreed, name)}, not {value} as given here. "
                     f"Start it without, or stop all its bridges and workers and delete the key {self.settings_key}."
                 )
+        if agreed.front and not front:
+            raise SettingsConflict(
+                f"Queue {self.name} has no slots: its requests go to the queues of the versions that they name. Give "
+                f"its bridges the fleet file that says so, and its workers the queue of a version."
+            )
+        self.streams = (self.high, self.name) if agreed.priority else (self.name,)
         return agreed
 
     # -- bridges
 
     def take(
-        self, link: Link, bridge: str, entry: str | None = None, attempt: int = 0
+        self, link: Link, bridge: str, known: Entry | None = None, attempt: int = 0
     ) -> (
-        tuple[Literal["ticket"], str, Delivery] | tuple[Literal["no entry"], str] | tuple[Literal["no credit", "gone"]]
+        tuple[Literal["ticket"], str, int, Delivery]
+        | tuple[Literal["no entry"], tuple[str, ...]]
+        | tuple[Literal["no credit", "gone"]]
     ):
-        """A credit together with an entry: a new one, or one that the bridge already owns."""
-        more = () if entry is None else (entry, attempt)
-        answer = link.script(scripts.TAKE, (self.name, self.credits), bridge, self.announce_prefix, *more)
+        """A credit together with an entry: a new one, or one that the bridge already owns. With a credit comes the
+        version of tickets that its worker reads; without an entry, what watch() needs.
+        """
+        more = () if known is None else (known.id, attempt)
+        keys = (self.name, self.name if known is None else known.stream, self.credits)
+        answer = link.script(scripts.TAKE, keys, bridge, self.announce_prefix, self._lane, *more)
         match bytes(answer[0]):
             case b"ticket":
-                return "ticket", answer[1].decode(), _delivery(answer[2:])
+                return "ticket", answer[1].decode(errors="surrogateescape"), int(answer[2]), self._delivery(answer[3:])
             case b"no entry":
-                return "no entry", answer[1].decode()
+                return "no entry", tuple(id.decode() for id in answer[1:])
             case b"gone":
                 return ("gone",)
             case _:
                 return ("no credit",)
 
-    def watch(self, link: Link, last: str, wait: float) -> None:
+    def watch(self, link: Link, last: Sequence[str], wait: float) -> None:
         """Return when an entry came after `last`, when one was given back, or after `wait` seconds. Consumes nothing.
 
         Only one thread may watch.
         """
         block = max(1, int(wait * 1000))
-        streams = (self.name, self.released, last, self._released_after)
-        answer = link.call("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", *streams, wait=wait)
+        after = dict(zip(reversed(self.streams), last, strict=True)) | self._after
+        answer = link.call("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", *after, *after.values(), wait=wait)
         for stream, entries in answer or ():
             if stream == self.released.encode():
-                self._released_after = entries[-1][0].decode()
+                self._after[self.released] = entries[-1][0].decode()
 
     def length(self, link: Link) -> int:
         """How many requests wait or run."""
-        return int(link.call("XLEN", self.name))
+        return sum(int(link.call("XLEN", stream)) for stream in self.streams)
 
     def idle_slots(self, link: Link) -> int:
         """How many credits are down; some may be of workers that are gone."""
         return int(link.call("LLEN", self.credits))
 
-    def owners(self, link: Link) -> dict[str, int]:
-        """Who has something in the pending list, and how much."""
-        summary = link.call("XPENDING", self.name, self.name)
-        return {name.decode(errors="surrogateescape"): int(count) for name, count in summary[3] or ()}
+    def owners(self, link: Link) -> Counter[str]:
+        """Who has something in a pending list, and how much."""
+        owners: Counter[str] = Counter()
+        for stream in self.streams:
+            for name, count in link.call("XPENDING", stream, self.name)[3] or ():
+                owners[name.decode(errors="surrogateescape")] += int(count)
+        return owners
 
     def wait_for_credit(self, link: Link, wait: float) -> None:
         """Return when a slot is idle, or after `wait` seconds. Leaves the list as it was."""
@@ -226,30 +292,52 @@ class Queue:
         return bool(link.call("EXISTS", self.announce_prefix + life))
 
     def owned(self, link: Link, consumer: str, count: int = 1000) -> list[Owned]:
-        """What a consumer has in the pending list, oldest first."""
-        return [_owned(line) for line in link.call("XPENDING", self.name, self.name, "-", "+", count, consumer)]
+        """What a consumer has in each pending list, oldest first."""
+        return [
+            _owned(stream, line)
+            for stream in self.streams
+            for line in link.call("XPENDING", stream, self.name, "-", "+", count, consumer)
+        ]
 
-    def overdue(self, link: Link, lease: float, count: int = 100, after: str | None = None) -> list[Owned]:
-        """Entries whose owner has not been heard of for a lease, in the stream's order."""
+    def overdue(self, link: Link, stream: str, lease: float, count: int = 100, after: str | None = None) -> list[Owned]:
+        """Entries of a stream whose owner has not been heard of for a lease, in the stream's order."""
         start = "-" if after is None else "(" + after
         idle = int(lease * 1000)
-        return [_owned(line) for line in link.call("XPENDING", self.name, self.name, "IDLE", idle, start, "+", count)]
+        lines = link.call("XPENDING", stream, self.name, "IDLE", idle, start, "+", count)
+        return [_owned(stream, line) for line in lines]
 
     def reclaim(self, link: Link, owned: Owned, bridge: str, lease: float, *, counts: bool) -> int:
         """Take an entry over from an owner that is gone; its attempt from now on, 0 when it is not so any more."""
         idle = int(lease * 1000)
-        answer = link.script(
-            scripts.RECLAIM, (self.name,), owned.entry, owned.owner, owned.attempt, idle, bridge, int(counts)
-        )
+        keys = (self.name, owned.at.stream)
+        answer = link.script(scripts.RECLAIM, keys, owned.at.id, owned.owner, owned.attempt, idle, bridge, int(counts))
         return int(answer)
 
-    def read(self, link: Link, entry: str) -> bytes | None:
-        """The request of an entry, whoever owns it."""
-        found = link.call("XRANGE", self.name, entry, entry)
-        if not found:
-            return None
-        fields = found[0][1]
-        return next((bytes(v) for k, v in zip(fields[::2], fields[1::2], strict=True) if k == b"value"), None)
+    def read(self, link: Link, at: Entry, attempt: int) -> Delivery | None:
+        """The request of an entry, whoever owns it; None when it was deleted."""
+        found = link.call("XRANGE", at.stream, at.id, at.id)
+        return Delivery(at, attempt, _value(found[0][1]), at.stream != self.name) if found else None
+
+    def read_next(self, link: Link, bridge: str, wait: float) -> list[Delivery]:
+        """Wait for new entries and take them, at most one of each stream; none after `wait` seconds, or when the wait
+        was ended from outside.
+        """
+        block = max(1, int(wait * 1000))
+        command = ("XREADGROUP", "GROUP", self.name, bridge, "COUNT", 1, "BLOCK", block, "STREAMS")
+        answer = link.call(*command, *self.streams, *(">" for _ in self.streams), wait=wait)
+        return [
+            self._delivery((stream, entry, 1, _value(fields)))
+            for stream, entries in answer or ()
+            for entry, fields in entries
+        ]
+
+    def move(self, link: Link, delivery: Delivery, owner: str, target: str, about: bytes) -> str | None:
+        """Put a request into another queue's stream, and end its delivery here; its new entry's id. None: not the
+        owner. `about`: as of a commit.
+        """
+        keys = (self.name, delivery.at.stream, target)
+        answer = link.script(scripts.MOVE, keys, delivery.at.id, owner, delivery.attempt, about)
+        return bytes(answer).decode() if answer else None
 
     # -- slots
 
@@ -274,25 +362,25 @@ class Queue:
 
     def claim(self, link: Link, owner: str, ticket: Ticket) -> Delivery | None:
         """Become the owner of a ticket's entry; None when the ticket is void. May be repeated after a lost reply."""
-        answer = link.script(scripts.CLAIM, (self.name,), ticket.entry, ticket.bridge, ticket.attempt, owner)
-        return _delivery(answer) if answer else None
+        keys = (self.name, ticket.stream)
+        answer = link.script(scripts.CLAIM, keys, ticket.entry, ticket.bridge, ticket.attempt, owner)
+        return self._delivery(answer) if answer else None
 
-    def next(self, link: Link, slot: str, wait: float) -> Delivery | None:
-        """Wait for a new entry and take it; None after `wait` seconds, or when the wait was ended from outside."""
-        block = max(1, int(wait * 1000))
-        answer = link.call(
-            *("XREADGROUP", "GROUP", self.name, slot, "COUNT", 1, "BLOCK", block, "STREAMS", self.name, ">"), wait=wait
-        )
-        if not answer:
-            return None
-        entry, fields = answer[0][1][0]
-        value = next((bytes(v) for k, v in zip(fields[::2], fields[1::2], strict=True) if k == b"value"), None)
-        return Delivery(entry.decode(), 1, value)
+    def next(self, link: Link, slot: str, wait: float, lease: float) -> Delivery | None:
+        """Wait for a new entry and take it; None after `wait` seconds, or when the wait was ended from outside.
 
-    def recover(self, link: Link, consumer: str) -> Delivery | None:
+        Both streams may have one at once: then that of the lane is taken, and the other one given back.
+        """
+        first, *more = self.read_next(link, slot, wait) or (None,)
+        for delivery in more:
+            self.release(link, Held(delivery.at, slot, delivery.attempt), lease)
+        return first
+
+    def recover(self, link: Link, consumer: str, lease: float) -> Delivery | None:
         """What a consumer owns, after a reply was lost."""
-        answer = link.script(scripts.RECOVER, (self.name,), consumer)
-        return _delivery(answer) if answer else None
+        keys = (self.name, self.released)
+        answer = link.script(scripts.RECOVER, keys, consumer, self._lane, int(lease * 1000) + 1)
+        return self._delivery(answer) if answer else None
 
     def publish(
         self,
@@ -319,8 +407,8 @@ class Queue:
         snapshot: bytes,
     ) -> None:
         """As publish(), whose answer is to be taken by published(), before anything else is asked on this link."""
-        keys = (self.name, response) if cancel is None else (self.name, response, cancel)
-        link.post_script(scripts.PUBLISH, keys, delivery.entry, owner, delivery.attempt, snapshot, record)
+        keys = (self.name, delivery.at.stream, response) + (() if cancel is None else (cancel,))
+        link.post_script(scripts.PUBLISH, keys, delivery.at.id, owner, delivery.attempt, snapshot, record)
 
     def published(self, link: Link) -> Published:
         """The answer to post_publish()."""
@@ -351,16 +439,17 @@ class Queue:
         same owner at the same attempt, and the reply was lost. `stale`: it is somebody else's by now. `refused`: the
         response may not be written. With these two, nothing was. `about`: what is kept of it for those who ask later.
         """
-        keys = (self.name, self.settled_prefix + owner) + ((response,) if response is not None else ())
+        listener = () if response is None else (response,)
+        keys = (self.name, delivery.at.stream, self.settled_prefix + owner, *listener)
         try:
             answer = link.script(
-                *(scripts.COMMIT, keys, delivery.entry, owner, delivery.attempt, snapshot, ttl, before),
+                *(scripts.COMMIT, keys, delivery.at.id, owner, delivery.attempt, snapshot, ttl, before),
                 "" if duration is None else f"{duration:.6f}",
-                *(int(take), record, round(record_ttl * 1000), about),
+                *(int(take), record, round(record_ttl * 1000), about, self._lane),
             )
         except Forbidden:
             return "refused", None
-        return answer[0].decode(), _delivery(answer[1:]) if len(answer) > 1 else None
+        return answer[0].decode(), self._delivery(answer[1:]) if len(answer) > 1 else None
 
     def bury(
         self,
@@ -383,7 +472,7 @@ class Queue:
         before it were. `most`: bytes of a field that the copy keeps, 0 for all. False: not the owner. A text: it was
         ended, but this is what could not be written, and why. `about`: as of a commit.
         """
-        arguments = (delivery.entry, owner, delivery.attempt, snapshot, ttl, reason.encode(errors="replace"))
+        arguments = (delivery.at.id, owner, delivery.attempt, snapshot, ttl, reason.encode(errors="replace"))
         letter = (DEAD_LETTERS, record, delivery.attempt - (not ran), last_owner or owner, most, about)
         listener = () if response is None else (response,)
         without = [(self.dead, listener, "")]
@@ -394,7 +483,9 @@ class Queue:
             without += [(self.name, (), f"the response {response!r} and the dead letter in {self.dead}")]
         for dead, response_key, missing in without:
             try:
-                answer = link.script(scripts.BURY, (self.name, dead, *response_key), *arguments, *letter)
+                answer = link.script(
+                    scripts.BURY, (self.name, delivery.at.stream, dead, *response_key), *arguments, *letter
+                )
             except Forbidden as error:
                 forbidden = error
                 continue
@@ -415,16 +506,19 @@ class Queue:
 
         `refused`: the response may not be written. `crowded`: too many follow already. With these two, it goes on.
         """
-        keys = (self.name, record, response)
+        keys = (self.name, delivery.at.stream, record, response)
         try:
-            answer = link.script(scripts.ENROLL, keys, delivery.entry, owner, delivery.attempt, ttl)
+            answer = link.script(scripts.ENROLL, keys, delivery.at.id, owner, delivery.attempt, ttl)
         except Forbidden:
             return "refused"
         return answer.decode()  # type: ignore[no-any-return]
 
-    def ran(self, link: Link, entry: str) -> bool:
+    def ran(self, link: Link, at: Entry) -> bool:
         """Whether this entry was run and given back."""
-        return bool(link.call("EXISTS", self.ran_prefix + entry))
+        return bool(link.call("EXISTS", self._ran_key(at)))
+
+    def _ran_key(self, at: Entry) -> str:
+        return f"{self.ran_prefix}{at.stream}/{at.id}"
 
     def setup_took(self, link: Link, seconds: float) -> None:
         """Add one setup to the statistics."""
@@ -456,45 +550,52 @@ class Queue:
         except ServerError as error:
             log.debug("this process stays in `cog-celery status` for an hour: %s", error)
 
-    def extend(self, link: Link, held: list[tuple[str, str, int]]) -> list[Literal["held", "lost", "deleted"]]:
-        """Begin the lease of (entry, owner, attempt) anew, for each; what became of it."""
+    def extend(self, link: Link, held: Sequence[Held]) -> list[Literal["held", "lost", "deleted"]]:
+        """Begin the lease of each anew; what became of it."""
         if not held:
             return []
-        answer = link.script(scripts.EXTEND, (self.name,), *(part for one in held for part in one))
-        return [_VERDICTS[verdict] for verdict in answer]
+        parts = [part for one in held for part in (one.at.stream, one.at.id, one.owner, one.attempt)]
+        return [_VERDICTS[verdict] for verdict in link.script(scripts.EXTEND, (self.name,), *parts)]
 
-    def release(self, link: Link, entry: str, owner: str, attempt: int, lease: float, *, ran: bool = False) -> bool:
+    def release(self, link: Link, held: Held, lease: float, *, ran: bool = False) -> bool:
         """Give an entry back, to be taken at once; this attempt does not count. False: not the owner."""
-        keys = (self.name, self.released) + ((self.ran_prefix + entry,) if ran else ())
-        return bool(link.script(scripts.RELEASE, keys, entry, owner, attempt, int(lease * 1000) + 1))
+        keys = (self.name, held.at.stream, self.released) + ((self._ran_key(held.at),) if ran else ())
+        arguments = (held.at.id, held.owner, held.attempt, int(lease * 1000) + 1)
+        return bool(link.script(scripts.RELEASE, keys, *arguments))
 
     def forget(self, link: Link, consumer: str) -> None:
-        """Delete a consumer, if nothing is pending for it."""
-        link.script(scripts.FORGET, (self.name,), consumer)
+        """Delete a consumer, where nothing is pending for it."""
+        link.script(scripts.FORGET, (self.name, *self.streams), consumer)
 
     def idle_consumers(self, link: Link, idle: float) -> list[str]:
         """Consumers of ours that have nothing pending and were not heard of for `idle` seconds."""
-        names = []
-        for flat in link.call("XINFO", "CONSUMERS", self.name, self.name):
-            about = dict(zip(flat[::2], flat[1::2], strict=True))
-            name = bytes(about[b"name"]).decode(errors="replace")
-            ours = BRIDGE.fullmatch(name) or SLOT.fullmatch(name) or name == RELEASED
-            if ours and about[b"pending"] == 0 and about[b"idle"] > idle * 1000:
-                names.append(name)
-        return names
+        seen: dict[str, bool] = {}
+        for stream in self.streams:
+            for flat in link.call("XINFO", "CONSUMERS", stream, self.name):
+                about = dict(zip(flat[::2], flat[1::2], strict=True))
+                name = bytes(about[b"name"]).decode(errors="replace")
+                if BRIDGE.fullmatch(name) or SLOT.fullmatch(name) or name == RELEASED:
+                    unheard = about[b"pending"] == 0 and about[b"idle"] > idle * 1000
+                    seen[name] = seen.get(name, True) and unheard
+        return [name for name, unheard in seen.items() if unheard]
+
+    def _delivery(self, answer: Sequence[bytes | int | None]) -> Delivery:
+        stream, entry, attempt, value = answer
+        assert isinstance(stream, bytes) and isinstance(entry, bytes)
+        assert isinstance(attempt, int) and not isinstance(value, int)
+        at = Entry(stream.decode(errors="surrogateescape"), entry.decode())
+        return Delivery(at, attempt, value, at.stream != self.name)
 
 
 _PUBLISHED: dict[int, Published] = {0: "lost", 1: "shown", 2: "canceled", 3: "refused"}
 _VERDICTS: dict[int, Literal["held", "lost", "deleted"]] = {0: "lost", 1: "held", 2: "deleted"}
 
 
-def _delivery(answer: list[bytes | int | None]) -> Delivery:
-    entry, attempt, value = answer
-    assert isinstance(entry, bytes) and isinstance(attempt, int) and not isinstance(value, int)
-    return Delivery(entry.decode(), attempt, value)
-
-
-def _owned(line: list[bytes | int]) -> Owned:
+def _owned(stream: str, line: list[bytes | int]) -> Owned:
     entry, owner, idle, attempt = line
     assert isinstance(entry, bytes) and isinstance(owner, bytes)
-    return Owned(entry.decode(), owner.decode(errors="surrogateescape"), int(idle), int(attempt))
+    return Owned(Entry(stream, entry.decode()), owner.decode(errors="surrogateescape"), int(idle), int(attempt))
+
+
+def _value(fields: Sequence[bytes]) -> bytes | None:
+    return next((bytes(v) for k, v in zip(fields[::2], fields[1::2], strict=True) if k == b"value"), None)

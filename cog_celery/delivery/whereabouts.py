@@ -125,7 +125,7 @@ class _Search:
     def __init__(self, client: redis.Redis, seen: QueueSeen, id: str) -> None:
         self._client = client
         self._seen = seen
-        self._queue = Queue(seen.name)
+        self._queue = Queue(seen.name, priority=bool(seen.settings and seen.settings.priority))
         self._id = id
         self._notes: dict[str, list[tuple[float, str, str, str, Noted | None]]] = {}
         self._letters: list[str] = []
@@ -153,7 +153,9 @@ class _Search:
         if not any(one.state != "ended" for one in sightings):
             taken = self._seen.running or 0  # these come first
             waiting = [
-                self._sighting(entry, max(0, before - taken)) for entry, before in self._look_through(queue.name)
+                self._sighting(entry, max(0, before - taken))
+                for stream in queue.streams
+                for entry, before in self._look_through(stream)
             ]
             sightings += [one for one in waiting if one is not None and one.id == self._id]
         if not sightings:
@@ -190,9 +192,14 @@ class _Search:
         """What can be known of an entry; None when nothing is."""
         queue, seen = self._queue, self._seen
         pipe = self._client.pipeline(transaction=False)
-        pipe.execute_command("XRANGE", queue.name, entry, entry)
-        pipe.execute_command("XPENDING", queue.name, queue.name, entry, entry, 1)
-        found, lines = pipe.execute(raise_on_error=False)
+        for stream in queue.streams:
+            pipe.execute_command("XRANGE", stream, entry, entry)
+            pipe.execute_command("XPENDING", stream, queue.name, entry, entry, 1)
+        replies = pipe.execute(raise_on_error=False)
+        there = [
+            pair for pair in zip(replies[::2], replies[1::2], strict=True) if isinstance(pair[0], list) and pair[0]
+        ]
+        found, lines = there[0] if there else replies[:2]
         notes = self._notes.get(entry, [])
         history = [Event(at, _told(what, owner, attempt, about)) for at, what, owner, attempt, about in notes]
         sent = sent_at(entry)
@@ -240,7 +247,7 @@ class _Search:
 
     def _over(self, entry: str, notes: list[Any], history: list[Event], common: dict[str, Any]) -> Sighting | None:
         """An entry that is not in the stream any more."""
-        end = next((note for note in reversed(notes) if note[1] in ("ended", "buried", "followed")), None)
+        end = next((note for note in reversed(notes) if note[1] in ("ended", "buried", "followed", "moved")), None)
         if end is None or end[1] == "buried":
             for letter, _ in self._look_through(self._queue.dead, entry):
                 dead = self._dead(letter, history)
@@ -324,6 +331,7 @@ class _Search:
 _TOLD: Final[Mapping[str, str]] = {
     "released": "given back by {owner}",
     "reclaimed": "reclaimed from {owner}: attempt {attempt}",
+    "moved": "moved to the queue of its version, as {owner}",
     "followed": "not run: another request with its id is answered for it",
     "buried": "buried, {attempt} runs",
 }

@@ -74,7 +74,7 @@ class Build(msgspec.Struct, frozen=True):
             seen.add(path)
             if len(seen) > MAX_FILES:
                 raise UsageError(f"{named_by}: more than {MAX_FILES} files include each other")
-            text = _read(path, named_by)
+            text = read_text(path, named_by)
             yield path, text
             waiting += [(other, str(path)) for other in _includes(path, text)]
 
@@ -84,7 +84,7 @@ def read_build(folder: Path) -> Build:
     path = folder / FILE
     try:
         # With this loader every scalar stays the text that it is, so that 3.10 is not 3.1, and no tag makes an object.
-        document: Any = yaml.load(_read(path, str(folder)), Loader=yaml.BaseLoader)
+        document: Any = yaml.load(read_text(path, str(folder)), Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}{line}: not YAML: {error.problem or error.context}") from None
@@ -175,7 +175,8 @@ def _includes(path: Path, text: str) -> Iterator[Path]:
             yield Path(os.path.normpath(path.parent / name))
 
 
-def _read(path: Path, named_by: str) -> str:
+def read_text(path: Path, named_by: str) -> str:
+    """A small file that `named_by` names. Raises UsageError."""
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}, which {named_by} names, is not a file")

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
@@ -19,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cog_celery import gpus
-from cog_celery.errors import CogCeleryError, ServerError
+from cog_celery import fleet, gpus
+from cog_celery.errors import CogCeleryError, ServerError, UsageError
 from cog_celery.models import interpreters
 from cog_celery.producer.clients import connected
 from cog_celery.settings import Settings, masked_url
@@ -42,12 +43,22 @@ class Finding(msgspec.Struct, frozen=True):
 
 def check(settings: Settings, *, python_named: bool) -> list[Finding]:
     """All findings, in the order in which a person would look. An unreachable server is a finding."""
-    findings = list(_redis(settings.redis_url))
+    findings = [_fleet(settings.fleet)] if settings.fleet else []
+    findings += _redis(settings.redis_url)
     findings.append(_broker(settings))
     findings.append(_gpus(settings))
     if python_named:
         findings.append(_python(settings.python))
     return findings
+
+
+def _fleet(path: str) -> Finding:
+    try:
+        known = fleet.read(Path(path))
+    except UsageError as error:
+        return Finding("fleet", "fail", str(error), "mend the file")
+    fronts = f", {len(known.fronts)} of them with versions" if known.fronts else ""
+    return Finding("fleet", "ok", f"{path}: {len(known.told)} queues{fronts}")
 
 
 def as_json(findings: list[Finding]) -> str:

@@ -10,13 +10,14 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, Self, cast
 
 import redis
 from redis.exceptions import NoPermissionError
 
 from cog_celery.errors import ServerError, UsageError
+from cog_celery.producer import places
 
 Snapshot = Mapping[str, Any]
 
@@ -41,7 +42,7 @@ _ENTRY_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 @dataclass(frozen=True)
 class Sent:
-    """One request on its way: the prediction's id, its queue and entry, and the two keys that it names."""
+    """One request on its way: the prediction's id, its stream and entry, and the two keys that it names."""
 
     id: str
     queue: str
@@ -75,16 +76,28 @@ def escaped(text: str) -> str:
     return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def send(client: redis.Redis, queue: str, inputs: Mapping[str, Any], max_bytes: int) -> Sent:
-    """Add one request to the queue, with keys of its own. Raises UsageError when it is too large, redis.RedisError."""
-    request, value = message(queue, uuid.uuid4().hex, {"input": inputs})
+def send(
+    client: redis.Redis,
+    queue: str,
+    inputs: Mapping[str, Any],
+    max_bytes: int,
+    *,
+    version: str | None = None,
+    priority: bool = False,
+) -> Sent:
+    """Add one request to the queue, or to its lane, with keys of its own. Raises UsageError when it is too large, or
+    there is no lane, redis.RedisError.
+    """
+    stream = places.lane(client, queue) if priority else queue
+    fields = {"input": inputs} if version is None else {"input": inputs, "version": version}
+    request, value = message(queue, uuid.uuid4().hex, fields)
     if len(value) > max_bytes:
         raise UsageError(
             f"the request has {len(value)} bytes, and the queue takes {max_bytes} (COG_CELERY_MAX_REQUEST_BYTES): "
             "send large files by --input-upload-url, or as URLs"
         )
-    entry = cast(bytes, client.xadd(queue, {"value": value}))
-    return Sent(request["id"], queue, entry.decode(), request["response_queue"], request["cancel_key"])
+    entry = cast(bytes, client.xadd(stream, {"value": value}))
+    return Sent(request["id"], stream, entry.decode(), request["response_queue"], request["cancel_key"])
 
 
 class Interrupted(Exception):
@@ -114,6 +127,16 @@ def forget(client: redis.Redis, ended: Iterable[Sent]) -> None:
             pipeline.expire(sent.response_queue, RESPONSE_TTL)
             pipeline.delete(sent.cancel_key)
         pipeline.execute()
+
+
+def still_there(client: redis.Redis, sent: Sent) -> Sent | None:
+    """Where the request is that was sent, in another queue perhaps; None when it has left its stream."""
+    while not client.xrange(sent.queue, sent.entry, sent.entry):
+        moved = places.moved(client, sent.queue, sent.entry)
+        if moved is None:
+            return None
+        sent = replace(sent, queue=moved[0], entry=moved[1])
+    return sent
 
 
 def parsed(sent: Sent, value: bytes) -> Snapshot:
@@ -196,7 +219,8 @@ class _Follower:
 
     def _doubt(self) -> bool:
         """Nothing has come for a while: has anybody taken the request? True when it is not even there."""
-        if not self._client.xrange(self._sent.queue, self._sent.entry, self._sent.entry):
+        there = still_there(self._client, self._sent)
+        if there is None:
             # The answer may have been written between our last look and this one: the next look tells.
             if self._missing:
                 raise ServerError(
@@ -205,6 +229,7 @@ class _Follower:
                 )
             self._missing = True
             return True
+        self._sent = there
         if self._seen is None and not self._hinted:
             hint = waiting(self._client, self._sent.queue, self._sent.entry)
             if hint:
@@ -268,17 +293,18 @@ def cancel(client: redis.Redis, queue: str, prediction: str) -> None:
 
     Raises ServerError when the queue has no such request, or when it names no cancel_key.
     """
-    for entry, request in _requests(client, queue, prediction):
-        if prediction not in (entry, str(request.get("id"))):
-            continue
-        key = request.get("cancel_key")
-        if not isinstance(key, str) or not key:
-            raise ServerError(
-                f"{prediction} cannot be canceled: its producer gave it no cancel_key. "
-                f"Only deleting it ends it: XDEL {queue} {entry}"
-            )
-        set_cancel_key(client, key)
-        return
+    for stream in places.streams(client, queue):
+        for entry, request in _requests(client, stream, prediction):
+            if prediction not in (entry, str(request.get("id"))):
+                continue
+            key = request.get("cancel_key")
+            if not isinstance(key, str) or not key:
+                raise ServerError(
+                    f"{prediction} cannot be canceled: its producer gave it no cancel_key. "
+                    f"Only deleting it ends it: XDEL {stream} {entry}"
+                )
+            set_cancel_key(client, key)
+            return
     raise ServerError(f"{queue} has no request {prediction}: it has ended, or was sent to another queue or Redis")
 
 

@@ -20,7 +20,7 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from cog_celery.errors import ServerError, UsageError
-from cog_celery.producer import sending
+from cog_celery.producer import places, sending
 from cog_celery.producer.sending import (
     FIRST_DOUBT,
     LAST_DOUBT,
@@ -158,13 +158,18 @@ def _refuse_constant(word: str) -> NoReturn:
 
 @dataclass
 class Plan:
-    """What is to be sent: `common` inputs for every line, to `queue`, whose requests have at most `max_bytes`."""
+    """What is to be sent: `common` inputs for every line, to `queue`, whose requests have at most `max_bytes`.
+
+    `priority`: to its lane; `version`: for lines that name none.
+    """
 
     lines: Lines
     queue: str
     common: Mapping[str, Any]
     max_bytes: int
     wait: bool = True
+    version: str | None = None
+    priority: bool = False
 
 
 @dataclass
@@ -198,6 +203,7 @@ class _Many:
         self._watcher = watcher
         self._interruptions = interruptions
         self._run = uuid.uuid4().hex
+        self._stream = places.lane(client, plan.queue) if plan.priority else plan.queue
         self._prefix = f"{plan.queue}-response-{self._run}-"
         self.pattern = glob.escape(self._prefix) + "*"
         self._flying: dict[int, _Flight] = {}
@@ -256,6 +262,8 @@ class _Many:
                 if line is None:
                     raise BadLine(f"it has more than {self._plan.max_bytes} bytes, which the queue takes")
                 request = parse(line, self._plan.common, own_keys=not self._plan.wait)
+                if self._plan.version is not None:
+                    request.setdefault("version", self._plan.version)
                 request, value = sending.message(self._plan.queue, f"{self._run}-{number}", request)
                 if len(value) > self._plan.max_bytes:
                     raise BadLine(f"its request has {len(value)} bytes, and the queue takes {self._plan.max_bytes}")
@@ -271,7 +279,7 @@ class _Many:
     def _send(self, batch: Sequence[tuple[int, dict[str, Any], bytes]]) -> None:
         with self._client.pipeline(transaction=False) as pipeline:
             for _, _, value in batch:
-                pipeline.xadd(self._plan.queue, {"value": value})
+                pipeline.xadd(self._stream, {"value": value})
             try:
                 entries = pipeline.execute(raise_on_error=False)
             except redis.RedisError as error:
@@ -288,7 +296,7 @@ class _Many:
                 self._stop(f"nothing more is sent: Redis refused line {number}: {entry}")
                 continue
             keys = (str(request[key]) for key in KEYS)
-            sent = Sent(str(request["id"]), self._plan.queue, cast(bytes, entry).decode(), *keys)
+            sent = Sent(str(request["id"]), self._stream, cast(bytes, entry).decode(), *keys)
             self._watcher.sent(Request(number, sent))
             if self._plan.wait:
                 self._flying[number] = _Flight(Request(number, sent))
@@ -338,8 +346,8 @@ class _Many:
             return
         self._news_at, self._doubt = time.monotonic(), min(self._doubt * 2, LAST_DOUBT)
         for flight in list(self._flying.values()):
-            sent = flight.request.sent
-            if self._client.xrange(sent.queue, sent.entry, sent.entry):
+            sent = sending.still_there(self._client, flight.request.sent)
+            if sent is not None:
                 if flight.seen is None and not self._hinted:
                     hint = sending.waiting(self._client, sent.queue, sent.entry)
                     self._hinted = bool(hint)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cog_celery.delivery.link import Link
-from cog_celery.delivery.stream import Delivery
+from cog_celery.delivery.stream import Delivery, Held
 from cog_celery.errors import ServerError
 from cog_celery.slots.execution import Execution
 from cog_celery.telemetry import logs
@@ -36,7 +36,7 @@ class Current:
     def __init__(self, delivery: Delivery, desk: Desk) -> None:
         self.delivery = delivery
         self.desk = desk
-        self.id = delivery.entry
+        self.id = delivery.name
         self.execution: Execution | None = None
         self.cancel_key: str | None = None
         self.since = time.monotonic()
@@ -58,9 +58,9 @@ class Current:
                 log.info("prediction %s runs", self.id, extra={"event": "running"})
 
     @property
-    def held(self) -> tuple[str, str, int]:
-        """What the fence knows it by: entry, owner, attempt."""
-        return self.delivery.entry, self.desk.owner, self.delivery.attempt
+    def held(self) -> Held:
+        """What the fence knows it by."""
+        return Held(self.delivery.at, self.desk.owner, self.delivery.attempt)
 
 
 class Behind:

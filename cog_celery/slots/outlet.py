@@ -18,7 +18,7 @@ from cog_celery.delivery.link import FIRST_PAUSE, LONGEST_PAUSE, Link, ScriptMis
 from cog_celery.delivery.prediction import Prediction
 from cog_celery.delivery.requests import PredictionRequest
 from cog_celery.delivery.snapshots import Dialect
-from cog_celery.delivery.stream import Delivery, Published, Queue
+from cog_celery.delivery.stream import Delivery, Held, Published, Queue
 from cog_celery.errors import Canceled, GroupMissing, ServerLost, UploadError
 from cog_celery.files import inputs
 from cog_celery.files.cancel import Cancel
@@ -192,7 +192,7 @@ class SlotOutlet:
         return self._uploader.for_prediction(
             *(self._id, request.output_upload_urls, self._trace.headers(), cancel),
             queue=self._queue.name,
-            entry=self._delivery.entry,
+            entry=self._delivery.name,
             attempt=self._delivery.attempt,
             scratch=self.scratch,
             confirm=lambda: self._confirm(cancel),
@@ -204,7 +204,7 @@ class SlotOutlet:
 
         Through an outage, too: whoever gives the prediction up sets `cancel`.
         """
-        held = (self._delivery.entry, self._owner, self._delivery.attempt)
+        held = Held(self._delivery.at, self._owner, self._delivery.attempt)
         pause = FIRST_PAUSE
         while True:
             cancel.check()

@@ -102,7 +102,7 @@ class Serving:
             record = shop.queue.record(request.id)
             if not self._enroll(current, request, record):
                 return None
-        id = prediction_id(request, delivery.entry)
+        id = prediction_id(request, delivery.name)
         current.id, current.cancel_key = id, request.cancel_key
         trace = current.trace = traces.delivery(request)
         if request.webhook is not None:
@@ -262,7 +262,7 @@ class Serving:
         late = expired(request, delivery.entry, time.time(), max_age)
         if late is None or expired(request, delivery.entry, time.time(), None) is not None:
             return late
-        return None if self._insist(lambda: self._shop.queue.ran(current.desk.link, delivery.entry)) else late
+        return None if self._insist(lambda: self._shop.queue.ran(current.desk.link, delivery.at)) else late
 
     def _execute(self, work: _Work) -> Execution:
         """Run a prediction; once more when its runner turns out to be dead before it took the input."""
@@ -277,14 +277,14 @@ class Serving:
                 runner.label = current.id
             execution = Execution(
                 *(runner, work.prediction, outlet),
-                id=current.delivery.entry,
+                id=current.delivery.name,
                 timeout=settings.predict_timeout,
                 grace=settings.cancel_grace,
                 wake=self._wake,
             )
             outlet.execution = current.execution = execution
             outlet.scratch = self._runner.scratch  # another one for another runner
-            if self._shop.is_revoked(current.id, current.delivery.entry):
+            if self._shop.is_revoked(current.id, current.delivery.name):
                 execution.stop("canceled")
             # The cancel key may be there already: then predict() is not entered.
             hold = request.cancel_key is not None or execution.reason is not None
@@ -372,7 +372,7 @@ class Serving:
         """Give an entry back, if it is still ours."""
         with logs.about(current.about):
             log.warning("prediction %s was given up: %s", current.id, why, extra={"event": "released"})
-        release = partial(self._shop.queue.release, current.desk.link, *current.held)
+        release = partial(self._shop.queue.release, current.desk.link, current.held)
         self._insist(partial(release, self._shop.agreed.lease, ran=current.execution is not None))
         failpoints.reach("slot.released")
 

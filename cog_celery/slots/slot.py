@@ -296,7 +296,7 @@ class Slot:
     def cancel(self, id: str) -> bool:
         """Cancel the prediction of this id, if it runs here."""
         for current in self.held:
-            if current.execution is not None and id in (current.id, current.delivery.entry):
+            if current.execution is not None and id in (current.id, current.delivery.name):
                 current.execution.stop("canceled")
                 return True
         return False
@@ -331,9 +331,9 @@ class Slot:
         try:
             if self._shop.draining.is_set():
                 return None
-            return self._shop.queue.next(*self._desk, min(left, LONGEST_WAIT))
+            return self._shop.queue.next(*self._desk, min(left, LONGEST_WAIT), self._shop.agreed.lease)
         except ServerLost:
-            return self._insist(lambda: self._shop.queue.recover(*self._desk))
+            return self._insist(lambda: self._shop.queue.recover(*self._desk, self._shop.agreed.lease))
         finally:
             self.waiting = False
 

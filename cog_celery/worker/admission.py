@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -58,13 +59,13 @@ class Refusals:
             log.warning("a message from the broker was refused: %s (%d refused so far)", reason, self.counts.total())
 
 
-def admit(message: Any, stream: str, life: str) -> None:
+def admit(message: Any, streams: Sequence[str], life: str) -> None:
     """Leave nothing in the kombu message but its ticket, and the trace it belongs to. Raises Refused.
 
     Gone is all by which a sender could have Celery do more than start the turn: eta, expires, time limits, callbacks,
     chains, chords, groups, stamps, a reply queue, a name or arguments for logs and events.
     """
-    ticket = _ticket(message, stream, life)
+    ticket = _ticket(message, streams, life)
     trace = {
         name: value
         for name, form in _TRACE.items()
@@ -85,7 +86,7 @@ def admit(message: Any, stream: str, life: str) -> None:
     message._decoded_cache = None
 
 
-def _ticket(message: Any, stream: str, life: str) -> Ticket:
+def _ticket(message: Any, streams: Sequence[str], life: str) -> Ticket:
     headers, body = message.headers, message.body
     if message.errors:
         raise Refused("it cannot be decoded")
@@ -102,7 +103,7 @@ def _ticket(message: Any, stream: str, life: str) -> Ticket:
     ticket = Ticket(*fields)
     if ticket.version != TICKET_VERSION:
         raise Refused(f"it is a ticket of another version than {TICKET_VERSION}")
-    if ticket.stream != stream:
+    if ticket.stream not in streams:
         raise Refused("it is a ticket for another queue")
     if slot_life(ticket.slot) != life:
         raise Refused("it is a ticket for another worker")

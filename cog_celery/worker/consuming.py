@@ -156,13 +156,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         """Celery's own handler, that gets what was admitted."""
         handle = super().create_task_handler(*arguments, **options)
-        queue, life = self.node.queue.name, self.node.life
+        queue, life = self.node.queue, self.node.life
 
         def on_message(message: Any) -> None:
             try:
                 if self._is_probe(message):
                     return
-                admit(message, queue, life)
+                admit(message, queue.streams, life)
             except Refused as refusal:
                 self._refuse(message, str(refusal))
                 return

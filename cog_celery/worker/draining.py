@@ -52,7 +52,7 @@ def drain(
         now.wait(LOOK)
     for current in (current for slot in slots for current in slot.held):
         log.warning("prediction %s is released: it did not end before the drain did", current.id)
-        steps.append(partial(queue.release, link, *current.held, lease, ran=True))
+        steps.append(partial(queue.release, link, current.held, lease, ran=True))
     for slot in slots:
         slot.abandon()  # nothing of this attempt should go on, an upload say, when the next one begins
     _wait_for(slots, FIRST_PATIENCE)

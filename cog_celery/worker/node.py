@@ -27,7 +27,7 @@ from cog_celery.celery import app, delete_queue
 from cog_celery.delivery.finished import Finished
 from cog_celery.delivery.link import REPLY_TIMEOUT, Link, Outage, SharedLink, insist
 from cog_celery.delivery.presence import About, Presence, SlotSeen, gpus_of, model_version, seen
-from cog_celery.delivery.stream import Queue, Ticket, life
+from cog_celery.delivery.stream import TICKET_VERSION, Held, Queue, Ticket, life
 from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageError
 from cog_celery.files.input_cache import InputCache
 from cog_celery.files.outputs import Uploader
@@ -152,7 +152,7 @@ class Node:
         slot = next((slot for slot in self.slots if slot.name == given.slot), None)
         if slot is None or self.draining.is_set() or not slot.turn(given):
             with self._own_link("release") as link, contextlib.suppress(ServerError):
-                self.queue.release(link, given.entry, given.bridge, given.attempt, self._agreed.lease)
+                self.queue.release(link, Held(given.at, given.bridge, given.attempt), self._agreed.lease)
 
     def looped(self) -> None:
         """Celery's event loop has come around, or tries to reach the broker."""
@@ -246,7 +246,8 @@ class Node:
         settings = self.settings
         agreed = self._insist(
             lambda: self.queue.agree(
-                self._link, settings.dialect, settings.lease, settings.max_attempts, settings.idempotent_ids
+                *(self._link, settings.dialect, settings.lease, settings.max_attempts, settings.idempotent_ids),
+                settings.priority,
             )
         )
         if agreed is None:
@@ -274,6 +275,7 @@ class Node:
         if not self._insist(self._group_is_there):
             return
         about = {
+            "tickets": TICKET_VERSION,  # read by TAKE, and first: what comes behind it may hold anything
             "worker": settings.name,
             "slots": len(slots),
             "gpus": self._assigned,

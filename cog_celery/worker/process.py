@@ -17,6 +17,7 @@ from celery import bootsteps, signals
 from celery.apps.worker import Worker as CeleryWorker
 from celery.exceptions import SecurityWarning
 
+from cog_celery import fleet
 from cog_celery.celery import app, worker_queue
 from cog_celery.delivery.link import Link
 from cog_celery.delivery.stream import Queue
@@ -70,7 +71,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
     def __init__(self, app: Any = None, hostname: str | None = None, **options: Any) -> None:
         global _node
-        settings = Settings.load({}, os.environ).for_worker()
+        settings = fleet.load({}, os.environ).for_worker()
         _node = self.node = Node(settings)
         refuse_compression()
         queue = worker_queue(_node.life)

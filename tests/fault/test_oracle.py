@@ -16,7 +16,7 @@ import redis
 from cog_celery.delivery import scripts
 from cog_celery.delivery.link import Link
 from cog_celery.delivery.scripts import Script
-from cog_celery.delivery.stream import TICKET_VERSION, Delivery, Owned, Queue, Ticket
+from cog_celery.delivery.stream import TICKET_VERSION, Delivery, Held, Owned, Queue, Ticket
 from tests.conftest import FleetFactory, recording
 from tests.support import oracle as oracle_module
 from tests.support.monitor import Command, Gap, Monitor
@@ -48,7 +48,7 @@ class Stage:
         return self.oracle.sent(self.producer.send({"action": "OK", "text": text}, **fields))
 
     def take(self, slot: str = SLOT) -> Delivery:
-        delivery = self.queue.next(self.link, slot, 1)
+        delivery = self.queue.next(self.link, slot, 1, 1)
         assert delivery is not None
         return delivery
 
@@ -60,7 +60,7 @@ class Stage:
 
     def reclaim(self, delivery: Delivery, owner: str = SLOT, heir: str = OTHER) -> Delivery:
         """A bridge takes the entry from its owner, and another slot claims it."""
-        owned = Owned(delivery.entry, owner, 0, delivery.attempt)
+        owned = Owned(delivery.at, owner, 0, delivery.attempt)
         attempt = self.queue.reclaim(self.link, owned, BRIDGE, 0, counts=True)
         ticket = Ticket(TICKET_VERSION, self.queue.name, delivery.entry, attempt, BRIDGE, heir)
         claimed = self.queue.claim(self.link, ticket.slot, ticket)
@@ -126,7 +126,7 @@ def test_what_is_well_is_found_well(stage: Stage) -> None:
     second = stage.reclaim(first)
     stage.writes("start", "moved", pid=1)
     assert stage.publish(first, moved) == "lost"
-    assert queue.extend(link, [(first.entry, SLOT, 1), (second.entry, OTHER, 2)]) == ["lost", "held"]
+    assert queue.extend(link, [Held(first.at, SLOT, 1), Held(second.at, OTHER, 2)]) == ["lost", "held"]
     stage.writes("end", "moved", pid=1, how="returned")
     assert stage.commit(second, moved, OTHER) == "done"
     assert stage.commit(second, moved, OTHER) == "settled"
@@ -138,15 +138,15 @@ def test_what_is_well_is_found_well(stage: Stage) -> None:
     queue.put_credit(link, SLOT)
     answer = queue.take(link, BRIDGE)
     assert answer[0] == "ticket"
-    ticket = Ticket(TICKET_VERSION, queue.name, answer[2].entry, 1, BRIDGE, SLOT)
+    ticket = Ticket(TICKET_VERSION, queue.name, answer[3].entry, 1, BRIDGE, SLOT)
     taken = queue.claim(link, ticket.slot, ticket)
     assert taken is not None and queue.claim(link, ticket.slot, ticket) == taken
-    assert queue.release(link, taken.entry, SLOT, 1, 1)
+    assert queue.release(link, Held(taken.at, SLOT, 1), 1)
     letter = stage.take(OTHER)
-    again = queue.recover(link, OTHER)
+    again = queue.recover(link, OTHER, 1)
     assert again == letter
     assert queue.bury(link, letter, OTHER, buried.response_queue, FAILED, "no reason")
-    owned = Owned(taken.entry, "released", 0, 1)
+    owned = Owned(taken.at, "released", 0, 1)
     assert queue.reclaim(link, owned, BRIDGE, 0, counts=False) == 1
     ticket = Ticket(TICKET_VERSION, queue.name, taken.entry, 1, BRIDGE, OTHER)
     final = queue.claim(link, ticket.slot, ticket)
@@ -223,8 +223,8 @@ def test_an_extension_by_a_stale_owner_is_found(stage: Stage, monkeypatch: pytes
     first = stage.take()
     second = stage.reclaim(first)
     stage.careless(monkeypatch, "EXTEND", NO_FENCE)
-    stage.queue.extend(stage.link, [(first.entry, SLOT, 1)])
-    stage.queue.extend(stage.link, [(second.entry, OTHER, 2)])
+    stage.queue.extend(stage.link, [Held(first.at, SLOT, 1)])
+    stage.queue.extend(stage.link, [Held(second.at, OTHER, 2)])
     stage.commit(second, request, OTHER)
     assert stage.violated() == {"no stale write"}
 

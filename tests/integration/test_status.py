@@ -29,7 +29,7 @@ from cog_celery.cli import status_view
 from cog_celery.delivery.link import Link
 from cog_celery.delivery.presence import noted
 from cog_celery.delivery.status import Look
-from cog_celery.delivery.stream import Delivery, Queue
+from cog_celery.delivery.stream import Delivery, Entry, Queue
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
@@ -312,7 +312,7 @@ def test_nothing_hostile_reaches_a_terminal_as_it_is(made: Made, status: Status)
     owner = f"{HOSTILE}~0000000a.0"
     entries = [made.add(json.dumps({"id": HOSTILE, "response_queue": f"r{HOSTILE}"}).encode()) for _ in range(3)]
     link.call("XREADGROUP", "GROUP", queue.name, owner, "COUNT", 2, "STREAMS", queue.name, ">")
-    delivery = Delivery(entries[0], 1, None)
+    delivery = Delivery(Entry(queue.name, entries[0]), 1, None)
     link.call("SET", f"r{HOSTILE}", json.dumps({"status": HOSTILE, "error": HOSTILE, "logs": HOSTILE}))
     queue.bury(link, delivery, owner, None, b"", f"reason {HOSTILE}", about=noted(HOSTILE, HOSTILE, HOSTILE))
     link.call("XADD", queue.recent, "*", HOSTILE, HOSTILE, "what", HOSTILE, "entry", entries[1], "about", "[" * 99999)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from cog_celery.delivery.link import Link
-from cog_celery.delivery.stream import TICKET_VERSION, Delivery, Queue, Ticket
+from cog_celery.delivery.stream import TICKET_VERSION, Delivery, Entry, Held, Queue, Ticket
 from cog_celery.errors import GroupMissing, ServerLost, SettingsConflict
 from tests.support.monitor import Monitor
 from tests.support.servers import RedisServer
@@ -52,7 +52,7 @@ def lives(link: Link, queue: Queue, *slots: str) -> None:
 def take(link: Link, queue: Queue, bridge: str = BRIDGE) -> tuple[str, Delivery]:
     answer = queue.take(link, bridge)
     assert answer[0] == "ticket"
-    return answer[1], answer[2]
+    return answer[1], answer[3]
 
 
 def claim(link: Link, queue: Queue, delivery: Delivery, slot: str = SLOT, bridge: str = BRIDGE) -> Delivery | None:
@@ -60,7 +60,7 @@ def claim(link: Link, queue: Queue, delivery: Delivery, slot: str = SLOT, bridge
 
 
 def owners(link: Link, queue: Queue) -> dict[str, tuple[str, int]]:
-    return {line.entry: (line.owner, line.attempt) for line in queue.overdue(link, 0)}
+    return {line.at.id: (line.owner, line.attempt) for line in queue.overdue(link, queue.name, 0)}
 
 
 def test_an_entry_is_taken_only_together_with_a_credit(link: Link, queue: Queue) -> None:
@@ -68,14 +68,14 @@ def test_an_entry_is_taken_only_together_with_a_credit(link: Link, queue: Queue)
     assert queue.take(link, BRIDGE) == ("no credit",)
     assert owners(link, queue) == {}
     lives(link, queue, SLOT)
-    assert take(link, queue) == (SLOT, Delivery(entry, 1, b'{"a":1}'))
+    assert take(link, queue) == (SLOT, Delivery(Entry(queue.name, entry), 1, b'{"a":1}'))
     assert link.call("LLEN", queue.credits) == 0
     assert owners(link, queue) == {entry: (BRIDGE, 1)}
 
 
 def test_without_an_entry_the_credit_stays_and_the_last_delivered_id_comes_back(link: Link, queue: Queue) -> None:
     lives(link, queue, SLOT)
-    assert queue.take(link, BRIDGE) == ("no entry", "0-0")
+    assert queue.take(link, BRIDGE) == ("no entry", ("0-0",))
     assert link.call("LRANGE", queue.credits, 0, -1) == [SLOT.encode()]
 
 
@@ -110,7 +110,7 @@ def test_watch_and_wait_for_credit_return_at_once_when_there_is_something_and_co
 ) -> None:
     other = Link(redis_server.url, "other")
     for wait, act in (
-        (lambda: queue.watch(link, "0-0", 10), lambda: add(other, queue)),
+        (lambda: queue.watch(link, ("0-0",), 10), lambda: add(other, queue)),
         (lambda: queue.wait_for_credit(link, 10), lambda: queue.put_credit(other, SLOT)),
     ):
         thread = threading.Thread(target=wait)
@@ -139,7 +139,7 @@ def test_a_void_ticket_changes_nothing(link: Link, queue: Queue) -> None:
     add(link, queue)
     lives(link, queue, SLOT)
     _, delivery = take(link, queue)
-    for wrong in (Delivery(delivery.entry, 2, None), Delivery("1-1", 1, None)):
+    for wrong in (Delivery(delivery.at, 2, None), Delivery(Entry(queue.name, "1-1"), 1, None)):
         assert claim(link, queue, wrong) is None
     assert claim(link, queue, delivery, bridge=OTHER) is None
     assert owners(link, queue) == {delivery.entry: (BRIDGE, 1)}
@@ -171,7 +171,7 @@ def test_only_the_owner_at_its_attempt_publishes_and_learns_of_the_cancel_key(li
     delivery = running(link, queue)
     response, cancel = f"{queue.name}-r", f"{queue.name}-c"
     assert publish(link, queue, delivery, BRIDGE, response) == "lost"
-    assert publish(link, queue, Delivery(delivery.entry, 2, None), SLOT, response) == "lost"
+    assert publish(link, queue, Delivery(delivery.at, 2, None), SLOT, response) == "lost"
     assert link.call("EXISTS", response) == 0
     assert publish(link, queue, delivery, SLOT, response, cancel) == "shown"
     link.call("RPUSH", cancel, "a list is a key too")
@@ -184,7 +184,7 @@ def test_a_commit_ends_the_delivery_and_takes_the_next_in_one_step(link: Link, q
     second = add(link, queue, "second")
     response = f"{queue.name}-r"
     answer = queue.commit(link, delivery, SLOT, response, b"end", before=b"burst", duration=0.25, take=True)
-    assert answer == ("done", Delivery(second, 1, b"second"))
+    assert answer == ("done", Delivery(Entry(queue.name, second), 1, b"second"))
     assert link.call("GET", response) == b"end"
     assert owners(link, queue) == {second: (SLOT, 1)}
     assert link.call("XLEN", queue.name) == 1
@@ -200,14 +200,14 @@ def test_a_commit_that_is_repeated_after_a_lost_reply_is_settled_and_finds_what_
     queue.commit(link, delivery, SLOT, response, b"end", take=True)
     link.call("SET", response, "read by its producer")
     answer = queue.commit(link, delivery, SLOT, response, b"end", take=True)
-    assert answer == ("settled", Delivery(second, 1, b"second"))
+    assert answer == ("settled", Delivery(Entry(queue.name, second), 1, b"second"))
     assert link.call("GET", response) == b"read by its producer"
     assert link.call("XLEN", queue.run_time) == 0
 
 
 def test_a_stale_commit_writes_nothing(link: Link, queue: Queue) -> None:
     delivery = running(link, queue)
-    (line,) = queue.overdue(link, 0)
+    (line,) = queue.overdue(link, queue.name, 0)
     assert queue.reclaim(link, line, OTHER, 0, counts=True) == 2
     response = f"{queue.name}-r"
     assert queue.commit(link, delivery, SLOT, response, b"end", take=True) == ("stale", None)
@@ -240,7 +240,7 @@ def test_keys_of_another_type_cost_the_statistics_and_the_letter_but_not_the_ans
     delivery = running(link, queue)
     second = add(link, queue)
     assert queue.commit(link, delivery, SLOT, f"{queue.name}-r", b"end", duration=1.0, take=True)[1] is not None
-    fault = queue.bury(link, Delivery(second, 1, None), SLOT, None, b"", "why")
+    fault = queue.bury(link, Delivery(Entry(queue.name, second), 1, None), SLOT, None, b"", "why")
     assert isinstance(fault, str) and "WRONGTYPE" in fault
     assert owners(link, queue) == {}
     assert link.call("XLEN", queue.name) == 0
@@ -315,9 +315,10 @@ def test_extend_tells_held_lost_and_deleted_apart_and_begins_the_lease_anew(link
     assert second is not None
     link.call("XDEL", queue.name, second.entry)
     time.sleep(0.05)  # for idle time to be there: the server's clock cannot be awaited otherwise
-    held = [(first.entry, SLOT, 1), (second.entry, SECOND, 1), (first.entry, OTHER, 1), ("1-1", SLOT, 1)]
+    nowhere = Entry(queue.name, "1-1")
+    held = [Held(first.at, SLOT, 1), Held(second.at, SECOND, 1), Held(first.at, OTHER, 1), Held(nowhere, SLOT, 1)]
     assert queue.extend(link, held) == ["held", "deleted", "lost", "lost"]
-    idle = {line.entry: line.idle for line in queue.overdue(link, 0)}
+    idle = {line.at.id: line.idle for line in queue.overdue(link, queue.name, 0)}
     assert idle[first.entry] < 50 <= idle[second.entry]
     # Still pending, so that its last snapshot is fenced.
     assert queue.commit(link, second, SECOND, f"{queue.name}-r", b"canceled")[0] == "done"
@@ -325,36 +326,36 @@ def test_extend_tells_held_lost_and_deleted_apart_and_begins_the_lease_anew(link
 
 def test_a_released_entry_is_reclaimed_at_once_at_the_same_attempt(link: Link, queue: Queue) -> None:
     delivery = running(link, queue)
-    assert not queue.release(link, delivery.entry, OTHER, 1, 10)
-    assert queue.release(link, delivery.entry, SLOT, 1, 10)
-    (line,) = queue.overdue(link, 10)
+    assert not queue.release(link, Held(delivery.at, OTHER, 1), 10)
+    assert queue.release(link, Held(delivery.at, SLOT, 1), 10)
+    (line,) = queue.overdue(link, queue.name, 10)
     assert (line.owner, line.attempt) == ("released", 1)
     assert queue.reclaim(link, line, OTHER, 10, counts=False) == 1
     assert owners(link, queue) == {delivery.entry: (OTHER, 1)}
-    assert queue.overdue(link, 10) == []
+    assert queue.overdue(link, queue.name, 10) == []
 
 
 def test_a_reclaim_that_counts_raises_the_attempt_by_one_and_voids_what_was_before(link: Link, queue: Queue) -> None:
     delivery = running(link, queue)
-    (line,) = queue.overdue(link, 0)
+    (line,) = queue.overdue(link, queue.name, 0)
     assert queue.reclaim(link, line, OTHER, 3600, counts=True) == 0  # not idle for so long
     assert queue.reclaim(link, line, OTHER, 0, counts=True) == 2
     assert queue.reclaim(link, line, BRIDGE, 0, counts=True) == 0  # somebody was faster
     lives(link, queue, SECOND)
-    answer = queue.take(link, OTHER, delivery.entry, 2)
-    assert answer == ("ticket", SECOND, Delivery(delivery.entry, 2, b'{"x":1}'))
-    assert queue.take(link, BRIDGE, delivery.entry, 2)[0] == "no credit"
+    answer = queue.take(link, OTHER, delivery.at, 2)
+    assert answer == ("ticket", SECOND, TICKET_VERSION, Delivery(delivery.at, 2, b'{"x":1}'))
+    assert queue.take(link, BRIDGE, delivery.at, 2)[0] == "no credit"
     lives(link, queue, SECOND)
-    assert queue.take(link, BRIDGE, delivery.entry, 2) == ("gone",)
+    assert queue.take(link, BRIDGE, delivery.at, 2) == ("gone",)
     assert link.call("LLEN", queue.credits) == 1
 
 
 def test_recover_finds_what_a_consumer_owns_and_acks_what_was_deleted(link: Link, queue: Queue) -> None:
-    assert queue.recover(link, SLOT) is None
+    assert queue.recover(link, SLOT, 10) is None
     first = running(link, queue)
-    assert queue.recover(link, SLOT) == first
+    assert queue.recover(link, SLOT, 10) == first
     link.call("XDEL", queue.name, first.entry)
-    assert queue.recover(link, SLOT) is None
+    assert queue.recover(link, SLOT, 10) is None
     assert owners(link, queue) == {}
 
 
@@ -373,15 +374,15 @@ def test_a_slot_in_its_turn_is_served_before_the_bridge_that_watches(
 ) -> None:
     slot = Link(redis_server.url, "slot")
     served: list[Delivery | None] = []
-    thread = threading.Thread(target=lambda: served.append(queue.next(slot, SLOT, 10)))
+    thread = threading.Thread(target=lambda: served.append(queue.next(slot, SLOT, 10, 10)))
     thread.start()
     while b"cmd=xreadgroup" not in link.call("CLIENT", "LIST"):
         time.sleep(0.001)
     entry = add(link, queue, "now")
     thread.join(5)
-    assert served == [Delivery(entry, 1, b"now")]
+    assert served == [Delivery(Entry(queue.name, entry), 1, b"now")]
     lives(link, queue, SECOND)
-    assert queue.take(link, BRIDGE) == ("no entry", entry)
+    assert queue.take(link, BRIDGE) == ("no entry", (entry,))
     slot.close()
 
 
@@ -415,36 +416,36 @@ def test_what_was_given_back_is_taken_before_what_is_new_and_its_attempt_does_no
 ) -> None:
     delivery = running(link, queue)
     add(link, queue, "new")
-    assert queue.release(link, delivery.entry, SLOT, 1, 10)
+    assert queue.release(link, Held(delivery.at, SLOT, 1), 10)
     lives(link, queue, SECOND)
-    assert take(link, queue) == (SECOND, Delivery(delivery.entry, 1, b'{"x":1}'))
+    assert take(link, queue) == (SECOND, Delivery(delivery.at, 1, b'{"x":1}'))
 
 
 def test_a_commit_takes_what_was_given_back(link: Link, queue: Queue) -> None:
     given_back = running(link, queue)
     current = running(link, queue)
-    queue.release(link, given_back.entry, SLOT, 1, 10)
+    queue.release(link, Held(given_back.at, SLOT, 1), 10)
     answer = queue.commit(link, current, SLOT, f"{queue.name}-r", b"end", take=True)
-    assert answer == ("done", Delivery(given_back.entry, 1, b'{"x":1}'))
+    assert answer == ("done", Delivery(given_back.at, 1, b'{"x":1}'))
 
 
 def test_what_was_given_back_and_deleted_is_taken_by_nobody(link: Link, queue: Queue) -> None:
     delivery = running(link, queue)
-    queue.release(link, delivery.entry, SLOT, 1, 10)
+    queue.release(link, Held(delivery.at, SLOT, 1), 10)
     link.call("XDEL", queue.name, delivery.entry)
     lives(link, queue, SLOT)
-    assert queue.take(link, BRIDGE) == ("no entry", delivery.entry)
+    assert queue.take(link, BRIDGE) == ("no entry", (delivery.entry,))
     assert owners(link, queue) == {}
 
 
 def test_whoever_watches_is_woken_by_what_is_given_back_also_just_before(link: Link, queue: Queue) -> None:
     delivery = running(link, queue)
     watcher = Queue(queue.name)
-    queue.release(link, delivery.entry, SLOT, 1, 10)
+    queue.release(link, Held(delivery.at, SLOT, 1), 10)
     since = time.monotonic()
-    watcher.watch(link, delivery.entry, 5)
+    watcher.watch(link, (delivery.entry,), 5)
     assert time.monotonic() - since < 1
-    watcher.watch(link, delivery.entry, 0.05)  # and only once
+    watcher.watch(link, (delivery.entry,), 0.05)  # and only once
     assert time.monotonic() - since >= 0.05
 
 
@@ -581,7 +582,7 @@ def test_what_happens_to_deliveries_is_counted(link: Link, queue: Queue) -> None
     for _ in range(2):
         queue.commit(link, delivery, SLOT, response, b"end")
     another = running(link, queue)
-    queue.release(link, another.entry, SLOT, 1, 10)
+    queue.release(link, Held(another.at, SLOT, 1), 10)
     lives(link, queue, SLOT)
     _, again = take(link, queue)
     queue.bury(link, again, BRIDGE, None, b"", "why")

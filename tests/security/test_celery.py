@@ -72,7 +72,7 @@ def test_a_ticket_is_let_in_with_nothing_else_of_its_message() -> None:
     }
     embed = {"callbacks": [{"task": SECRET}], "errbacks": [{"task": SECRET}], "chain": [{"task": SECRET}], "chord": {}}
     given = message([TICKET, {"name": SECRET}, embed], headers=headers, properties={"reply_to": SECRET})
-    admit(given, "q", LIFE)
+    admit(given, ("q",), LIFE)
     assert set(given.headers) == {"lang", "task", "id", "argsrepr", "kwargsrepr", "ignore_result"}
     assert SECRET not in json.dumps(given.headers)
     assert given.properties == {}
@@ -123,7 +123,7 @@ def test_what_is_no_ticket_of_this_worker_is_refused_with_a_reason_that_repeats_
     given: Message, reason: str
 ) -> None:
     with pytest.raises(Refused, match=reason) as refused:
-        admit(given, "q", LIFE)
+        admit(given, ("q",), LIFE)
     assert SECRET not in str(refused.value)
 
 

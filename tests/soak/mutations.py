@@ -57,18 +57,18 @@ class Mutation:
 
 COMMIT_UNFENCED = Patch(
     SCRIPTS,
-    "if not ours(ARGV[1], ARGV[2], ARGV[3]) then\n  if redis.call('GET', KEYS[2])",
-    "if false then\n  if redis.call('GET', KEYS[2])",
+    "if not ours(stream, ARGV[1], ARGV[2], ARGV[3]) then\n  if redis.call('GET', KEYS[3])",
+    "if false then\n  if redis.call('GET', KEYS[3])",
 )
 PUBLISH_UNFENCED = Patch(
     SCRIPTS,
-    "if not ours(ARGV[1], ARGV[2], ARGV[3]) then\n  count('stale')\n  return 0\nend\n",
+    "if not ours(KEYS[2], ARGV[1], ARGV[2], ARGV[3]) then\n  count('stale')\n  return 0\nend\n",
     "",
 )
 EXTEND_FOR_ALL = Patch(
     SCRIPTS,
-    "  if not ours(ARGV[i], ARGV[i + 1], ARGV[i + 2]) then\n",
-    "  if not pending(ARGV[i]) then\n",
+    "  if not ours(stream, entry, owner, ARGV[i + 3]) then\n",
+    "  if not pending(stream, entry) then\n",
 )
 COMMIT_IN_TWO = Patch(
     STREAM,

@@ -16,7 +16,7 @@ import re
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,7 +25,7 @@ import redis
 
 from cog_celery.delivery import scripts
 from cog_celery.delivery.requests import OUR_PREFIX
-from cog_celery.delivery.stream import BRIDGE, RELEASED, SLOT
+from cog_celery.delivery.stream import BRIDGE, HIGH, RELEASED, SLOT
 from tests.support.monitor import Command, Gap, Monitor
 from tests.support.processes import Process
 from tests.support.producer import TERMINAL, Request
@@ -39,9 +39,9 @@ LONGEST_STORY = 60
 
 Invariant = Literal["one terminal", "nothing after it", "no stale write", "settled", "runs end", "one setup"]
 
-# The arguments of these begin with the entry, owner and attempt that they act for: the fence is about these. The others
-# act for nobody.
-FENCED = ("CLAIM", "PUBLISH", "COMMIT", "BURY", "EXTEND", "RELEASE", "RECLAIM", "ENROLL")
+# The arguments of these begin with the entry, owner and attempt that they act for: the fence is about these. EXTEND's
+# are many, each with its stream; the others' stream is their second key. The others act for nobody.
+FENCED = ("CLAIM", "PUBLISH", "COMMIT", "BURY", "EXTEND", "RELEASE", "RECLAIM", "ENROLL", "MOVE")
 FREE = ("TAKE", "RECOVER", "CREDIT", "FORGET", "ANNOUNCE", "RETRY", "DESCRIBE", "OLDEST", "FIND")
 NAMES = {getattr(scripts, name).sha: name for name in FENCED + FREE}
 
@@ -214,6 +214,8 @@ class History:
 
     def __init__(self, queue: str, *, durable: bool = True, at_once: int = 1) -> None:
         self._queue = queue.encode()
+        self._lanes = {self._queue: "", f"{queue}{HIGH}".encode(): HIGH}
+        """What entries of each stream have behind their id here."""
         self.at_once = at_once
         self._dead = f"{queue}-dead".encode()
         self._durable = durable
@@ -274,6 +276,8 @@ class History:
             inside = self._inside.get(name)
             if inside is not None and self._call is not None:
                 inside(seen, self._call)
+            elif name == b"XADD":
+                self._xadd(seen)  # from another queue
             return
         self._close_call()
         outside = self._outside.get(name)
@@ -290,11 +294,10 @@ class History:
         if name is None:
             self._violate("no stale write", f"a script that the oracle does not know ran on the queue: {seen}", "")
             return
-        owned = rest[keys:] if name == "EXTEND" else rest[keys : keys + 3] if name in FENCED else []
-        words = [word.decode(errors="replace") for word in owned]
+        owned = rest[keys:] if name == "EXTEND" else [rest[1], *rest[keys : keys + 3]] if name in FENCED else []
         held = {
-            entry: (owner, int(attempt))
-            for entry, owner, attempt in zip(words[::3], words[1::3], words[2::3], strict=True)
+            self._entry(stream, entry): (owner.decode(errors="replace"), int(attempt))
+            for stream, entry, owner, attempt in zip(owned[::4], owned[1::4], owned[2::4], owned[3::4], strict=True)
         }
         heir = rest[keys + 3].decode() if name == "CLAIM" else ""
         self._call = _Call(name, held, heir)
@@ -305,6 +308,9 @@ class History:
             ((entry, by),) = call.held.items()
             place = self._entries[entry]
             self.fenced += not place.is_owned_by(*by) and place.ended_by != by
+
+    def _entry(self, stream: bytes, id: bytes) -> str:
+        return id.decode(errors="replace") + self._lanes[stream]
 
     # Inside a script
 
@@ -353,9 +359,9 @@ class History:
             response.may_repeat = False
 
     def _xclaim(self, seen: Command, call: _Call) -> None:
-        if seen.args[1] != self._queue:
+        if seen.args[1] not in self._lanes:
             return
-        consumer, entry = seen.args[3].decode(errors="replace"), seen.args[5].decode()
+        consumer, entry = seen.args[3].decode(errors="replace"), self._entry(seen.args[1], seen.args[5])
         place = self._entries[entry]
         if entry in call.held:
             self._fence(call, entry, f"XCLAIM for {consumer}")
@@ -378,16 +384,16 @@ class History:
         place.owner = consumer
 
     def _xack(self, seen: Command, call: _Call) -> None:
-        if seen.args[1] != self._queue:
+        if seen.args[1] not in self._lanes:
             return
-        entry = seen.args[3].decode()
+        entry = self._entry(seen.args[1], seen.args[3])
         place = self._fence(call, entry, "XACK") if entry in call.held else self._entries[entry]
         place.owner, place.acked, place.ended_by = SETTLED, seen.time, call.held.get(entry)
         place.story.append((seen.time, f"{call.name}: acknowledged"))
 
     def _xdel(self, seen: Command, call: _Call) -> None:
-        if seen.args[1] == self._queue:
-            self._entries[seen.args[2].decode()].deleted = True
+        if seen.args[1] in self._lanes:
+            self._entries[self._entry(seen.args[1], seen.args[2])].deleted = True
 
     def _added(self, seen: Command, call: _Call) -> None:
         self._xadd(seen)
@@ -398,7 +404,7 @@ class History:
     # Outside of scripts: producers, people, Cog's own worker, and whoever forgets the fence
 
     def _xadd(self, seen: Command) -> None:
-        if seen.args[1] != self._queue:
+        if seen.args[1] not in self._lanes:
             return
         if b"MAXLEN" in seen.args[2:6] or b"MINID" in seen.args[2:6]:
             self._trims.append(seen.time)
@@ -416,7 +422,7 @@ class History:
             response.story.append((seen.time, f"asked for by an XADD, marked {mark!r}"))
 
     def _xreadgroup(self, seen: Command) -> None:
-        if self._queue in seen.args:
+        if not self._lanes.keys().isdisjoint(seen.args):
             consumer = seen.args[3].decode(errors="replace")
             if not (BRIDGE.fullmatch(consumer) or SLOT.fullmatch(consumer)):
                 self._strangers.add(consumer)
@@ -431,39 +437,40 @@ class History:
         self._show(seen, key, status, f"by {seen.client}, with no fence")
 
     def _bare_xack(self, seen: Command) -> None:
-        if seen.args[1] != self._queue:
+        if seen.args[1] not in self._lanes:
             return
-        for word in seen.args[3:]:
-            place = self._entries[word.decode()]
+        for entry in (self._entry(seen.args[1], word) for word in seen.args[3:]):
+            place = self._entries[entry]
             place.story.append((seen.time, f"acknowledged by {seen.client}, with no fence"))
             if not self._strangers:
-                self._violate("no stale write", f"XACK of {word.decode()} past the fence", word.decode())
+                self._violate("no stale write", f"XACK of {entry} past the fence", entry)
             place.owner, place.acked = SETTLED, seen.time
 
     def _bare_xdel(self, seen: Command) -> None:
-        if seen.args[1] != self._queue:
+        if seen.args[1] not in self._lanes:
             return
-        for word in seen.args[2:]:
-            place = self._entries[word.decode()]
+        for entry in (self._entry(seen.args[1], word) for word in seen.args[2:]):
+            place = self._entries[entry]
             place.deleted = True
             place.story.append((seen.time, f"deleted by {seen.client}"))
             if place.acked is None:
-                self._removed.add(word.decode())
+                self._removed.add(entry)
 
     def _bare_xclaim(self, seen: Command) -> None:
-        if seen.args[1] == self._queue:
-            self._own(seen, self._entries[seen.args[5].decode()], seen.args[3].decode(errors="replace"), seen.client)
+        if seen.args[1] in self._lanes:
+            place = self._entries[self._entry(seen.args[1], seen.args[5])]
+            self._own(seen, place, seen.args[3].decode(errors="replace"), seen.client)
 
     def _xtrim(self, seen: Command) -> None:
-        if seen.args[1] == self._queue:
+        if seen.args[1] in self._lanes:
             self._trims.append(seen.time)
 
     def _dropped(self, seen: Command) -> None:
-        if self._queue in seen.args[1:] or seen.name.startswith("FLUSH"):
+        if not self._lanes.keys().isdisjoint(seen.args[1:]) or seen.name.startswith("FLUSH"):
             self._lose(seen.time, seen.time, f"{seen.name} of the queue", float("inf"))
 
     def _xgroup(self, seen: Command) -> None:
-        if seen.args[1].upper() in (b"DESTROY", b"SETID") and self._queue in seen.args[2:3]:
+        if seen.args[1].upper() in (b"DESTROY", b"SETID") and seen.args[2] in self._lanes:
             self._lose(seen.time, seen.time, f"XGROUP {seen.args[1].decode()}", 0.0)
 
     def _lose(self, since: float, until: float, what: str, undone: float) -> None:
@@ -649,18 +656,19 @@ class Oracle:
         self._monitor = monitor
         self._journal = journal
         self._queue = queue
+        self._streams = {queue: "", f"{queue}{HIGH}": HIGH}
         self._history = History(queue, durable=durable, at_once=at_once)
         self._sent: list[Request] = []
         self._notes: list[tuple[float, str]] = []
         monitor.listen(self._history.take)
 
-    def sent(self, request: Request) -> Request:
+    def sent(self, request: Request, *, lane: bool = False) -> Request:
         """Note a request that is to be answered and settled; without a `response_queue`, only settled. Gives it back.
 
-        Its mark, which the journal knows it by, is its input's `text`: make it unique. The message itself is seen in
-        the recording.
+        `lane`: it is in the queue's lane. Its mark, which the journal knows it by, is its input's `text`: make it
+        unique. The message itself is seen in the recording.
         """
-        self._sent.append(request)
+        self._sent.append(replace(request, entry=f"{request.entry}{HIGH}") if lane else request)
         return request
 
     def note(self, what: str) -> None:
@@ -671,7 +679,7 @@ class Oracle:
         """Wait until every request is answered and nothing is left in the stream; whether it came to that."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            left = self._monitor.client.xlen(self._queue) or self._pending()
+            left = any(map(self._monitor.client.xlen, self._streams)) or self._pending()
             if not left and all(status in TERMINAL for status in self._held().values()):
                 return True
             time.sleep(0.05)
@@ -693,13 +701,16 @@ class Oracle:
         return self._history.judge(self._sent, journal, self._remains(), self._notes, _is_alive)
 
     def _pending(self) -> set[str]:
-        try:
-            lines = self._monitor.client.xpending_range(self._queue, self._queue, "-", "+", 1000)
-        except redis.ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            return set()
-        return {line["message_id"] for line in cast(list[dict[str, Any]], lines)}
+        pending: set[str] = set()
+        for stream, suffix in self._streams.items():
+            try:
+                lines = self._monitor.client.xpending_range(stream, self._queue, "-", "+", 1000)
+            except redis.ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                continue
+            pending |= {line["message_id"] + suffix for line in cast(list[dict[str, Any]], lines)}
+        return pending
 
     def _held(self) -> dict[str, str]:
         """The statuses that the server holds of responses whose end the recording has not shown."""
@@ -710,8 +721,12 @@ class Oracle:
         return held
 
     def _remains(self) -> Remains:
-        entries = cast(list[tuple[str, Any]], self._monitor.client.xrange(self._queue, count=100))
-        return Remains(frozenset(entry for entry, _ in entries), frozenset(self._pending()), self._held())
+        entries = {
+            entry + suffix
+            for stream, suffix in self._streams.items()
+            for entry, _ in cast(list[tuple[str, Any]], self._monitor.client.xrange(stream, count=100))
+        }
+        return Remains(frozenset(entries), frozenset(self._pending()), self._held())
 
 
 def read_journal(path: Path) -> list[JournalLine]:

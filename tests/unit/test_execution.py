@@ -13,7 +13,7 @@ import pytest
 
 from cog_celery.delivery.link import Link
 from cog_celery.delivery.prediction import Prediction
-from cog_celery.delivery.stream import Delivery
+from cog_celery.delivery.stream import Delivery, Entry
 from cog_celery.errors import RunnerDied, UploadError
 from cog_celery.files.cancel import Cancel
 from cog_celery.runners.runner import Accepted, Done, FieldError, File, Lines, Message, Output, Runner
@@ -170,5 +170,5 @@ def test_what_no_thread_can_end_is_not_held(monkeypatch: pytest.MonkeyPatch) -> 
     behind = Behind("slot 0", lambda: None)
     monkeypatch.setattr(threading.Thread, "start", no_more)
     with pytest.raises(RuntimeError):
-        behind.start(Current(Delivery("1-1", 1, b""), Desk(cast(Link, None), "s~00000000.0")), lambda: None)
+        behind.start(Current(Delivery(Entry("q", "1-1"), 1, b""), Desk(cast(Link, None), "s~00000000.0")), lambda: None)
     assert behind.current is None
