@@ -22,6 +22,7 @@ random() {
     od -An -N 24 -t x1 /dev/urandom | tr -d ' \n'
 }
 
+case $namespace in *[!a-z0-9-]*) fail "NAMESPACE=$namespace: the name of a namespace is needed" ;; esac
 # They stand in URLs, unquoted.
 for role in PRODUCER BRIDGE WORKER MONITOR ADMIN; do
     eval "value=\${REDIS_${role}_PASSWORD:-}"
@@ -35,6 +36,7 @@ case $address in
 *:*) ;;
 *) fail "REDIS_ADDRESS=$address: HOST:PORT is needed" ;;
 esac
+case ${BROKER_URL:-} in *[[:cntrl:]]*) fail "BROKER_URL has a line break or another control character in it" ;; esac
 case $scheme in redis | rediss) ;; *) fail "REDIS_SCHEME=$scheme: redis or rediss is needed" ;; esac
 
 # secret NAME KEY VALUE …; a pair without a value is left out.

@@ -7,9 +7,11 @@ of the manifests, but for what `hurried` replaces, and where a test says so.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
 import threading
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 import redis
 
+from cog_celery.heartbeat import SILENCE
 from tests.conftest import missing, recording
 from tests.support.deployments import Controller, wanted
 from tests.support.fleet import MODELS
@@ -31,22 +34,26 @@ from tests.support.servers import binary, free_port
 pytestmark = pytest.mark.ours
 
 REDIS = "redis.cog-celery.svc"
-QUEUE = "hello"
-PERIOD = 0.5
-"""Seconds between two probes of a kind, in place of five and ten."""
+QUEUE, LANE = "hello", "hello.high"
+PERIOD = 1.0
+"""Seconds between two start-up probes, in place of five, and between two others where a test waits for them."""
 SHORT = 0.05
 """Seconds that a prediction of the load takes."""
 
 
 def hurried(workload: Manifest) -> Manifest:
-    """A copy whose probes come more often, and which does not wait for minutes to kill what is stuck."""
+    """A copy that is looked at more often while it starts."""
     workload = copy.deepcopy(workload)
     [container] = pod_spec(workload)["containers"]
-    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-        probe = container[kind]
-        probe["periodSeconds"] = PERIOD
-        if "terminationGracePeriodSeconds" in probe:
-            probe["terminationGracePeriodSeconds"] = 1
+    container["startupProbe"]["periodSeconds"] = PERIOD
+    return workload
+
+
+def watched(workload: Manifest) -> Manifest:
+    """A copy that is looked at more often all the time, and does not wait for a minute to kill what is stuck."""
+    workload = hurried(workload)
+    [container] = pod_spec(workload)["containers"]
+    container["livenessProbe"] |= {"periodSeconds": PERIOD, "terminationGracePeriodSeconds": 1}
     return workload
 
 
@@ -67,6 +74,8 @@ def another_image(workload: Manifest) -> Manifest:
 
 class Cluster:
     """The overlay `local` on one node: its Redis, its bridges, and workers with the model `actions`, none at first."""
+
+    oracle: Oracle
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -92,6 +101,13 @@ class Cluster:
         pods = folder / "pods"
         pods.mkdir()
         self.node = Node(pods, self.objects, images, 0.5, self._own, (REDIS, "redis"), {"/journal": journals})
+        try:
+            self._start()
+        except BaseException:
+            self.node.discard()
+            raise
+
+    def _start(self) -> None:
         self.redis = self.node.start(hurried(self.objects.get("StatefulSet", "redis")), "redis-0")
         wait_until(lambda: self.redis.ready, "redis to be ready", 20)
         self.client = self.connected("admin", self.secrets.data("Secret", "cog-celery-redis")["admin-password"])
@@ -111,27 +127,22 @@ class Cluster:
     def connected(self, user: str, password: str) -> redis.Redis:
         return redis.Redis.from_url(self.url, username=user, password=password, decode_responses=True, protocol=2)
 
-    def _own(self, workload: str) -> dict[str, str | None]:
+    def _own(self, workload: str) -> dict[str, str]:
         """The ports: all pods of a node have the same address here."""
         if workload == "redis":
             return {"REDIS_PORT": str(self.port)}
-        from cog_celery.settings import OPTION
-
-        own: dict[str, str | None] = {"COG_CELERY_METRICS_PORT": str(free_port())}
-        if "fleet" not in OPTION:
-            own |= {"COG_CELERY_FLEET": None, "COG_CELERY_RESPONSE_PREFIX": "response:"}
-            own |= {"COG_CELERY_SLOTS": "2"} if workload != "bridge" else {"COG_CELERY_QUEUE": QUEUE}
-        return own
+        return {"COG_CELERY_METRICS_PORT": str(free_port())}
 
     # Requests
 
     def send(self, action: str = "OK", seconds: float = SHORT) -> Request:
         unique = uuid.uuid4().hex
-        return self.producer.send(
+        request = self.producer.send(
             {"action": action, "seconds": seconds, "text": unique},
             response_queue=f"response:{unique}",
             cancel_key=f"response:{unique}:cancel",
         )
+        return self.oracle.sent(request)
 
     def runner_of(self, request: Request) -> Pod:
         """The pod that runs it."""
@@ -173,7 +184,10 @@ class Cluster:
         self.workers.scale(replicas)
         self.workers.wait_complete()
 
-    def stop(self) -> None:
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for controller in (self.workers, self.bridges):
             controller.stop()
         self.node.discard()
@@ -187,24 +201,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         missing("root, for namespaces of pods,")
     if binary("redis") is None:
         missing("a redis-server on PATH")
-    cluster = Cluster(tmp_path_factory.mktemp("kubernetes"))
-    try:
+    with Cluster(tmp_path_factory.mktemp("kubernetes")) as cluster, recording(cluster) as monitor:
+        cluster.oracle = Oracle(monitor, cluster.journal, QUEUE)
         yield cluster
-    finally:
-        cluster.stop()
 
 
 class Load:
-    """Short predictions, one after the other, from a thread, until it is told to stop."""
+    """Short predictions, each `every` seconds, from a thread, until the block ends."""
 
-    def __init__(self, cluster: Cluster, oracle: Oracle, every: float) -> None:
-        self._cluster, self._oracle, self._every = cluster, oracle, every
+    def __init__(self, cluster: Cluster, every: float) -> None:
+        self._cluster, self._every = cluster, every
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self.sent = 0
 
     def _run(self) -> None:
         while not self._ended.wait(self._every):
-            self._oracle.sent(self._cluster.send())
+            self._cluster.send()
+            self.sent += 1
 
     def __enter__(self) -> Load:
         self._thread.start()
@@ -213,20 +227,14 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join(10)
+        assert self.sent > 10
 
 
-@pytest.fixture
-def oracle(cluster: Cluster) -> Iterator[Oracle]:
-    cluster.journal.unlink(missing_ok=True)
-    with recording(cluster) as monitor:
-        yield Oracle(monitor, cluster.journal, QUEUE)
-
-
-def nothing_lost_or_run_twice(oracle: Oracle, cluster: Cluster, least: int) -> None:
-    assert oracle.settle(), cluster.node.log()
-    verdict = oracle.check().demand()
+def nothing_lost_or_run_twice(cluster: Cluster) -> None:
+    """Every request so far has one terminal snapshot, of its first attempt, by its one run."""
+    assert cluster.oracle.settle(), cluster.node.log()
+    verdict = cluster.oracle.check().demand()
     assert verdict.statuses == {"succeeded": verdict.requests}, verdict
-    assert verdict.requests >= least
     assert (verdict.runs, verdict.run_twice, verdict.reclaimed) == (verdict.requests, [], 0), verdict
 
 
@@ -237,43 +245,61 @@ def ended_well(pods: list[Pod]) -> None:
         assert (pod.exit_status, pod.events, pod.restarts) == (0, [], 0), str(pod) + pod.text()[-3000:]
 
 
-def test_keda_brings_workers_from_zero_by_the_length_of_the_queue(cluster: Cluster, oracle: Oracle) -> None:
-    assert cluster.lengths() == {QUEUE: 0, f"{QUEUE}.high": 0} and cluster.wanted() == 0
-    requests = [oracle.sent(cluster.send("SLEEP", 0.5)) for _ in range(5)]
-    # Nobody is there to take any; two slots for each pod.
-    assert cluster.lengths()[QUEUE] == 5 and cluster.wanted() == 3
+def test_keda_brings_workers_from_zero_by_the_length_of_the_queue(cluster: Cluster) -> None:
+    assert cluster.lengths() == {QUEUE: 0, LANE: 0} and cluster.wanted() == 0
+    requests = [cluster.send("SLEEP", 0.5) for _ in range(3)]
+    # Nobody is there to take any. Two slots for each pod, and the sum of both streams counts.
+    urgent = [Producer(cluster.producer.client, LANE).send_raw("{}") for _ in range(2)]
+    assert cluster.lengths() == {QUEUE: 3, LANE: 2} and cluster.wanted() == 3
+    cluster.client.xdel(LANE, *urgent)
+    assert cluster.wanted() == 2
     cluster.workers.scale(cluster.wanted())
     cluster.workers.wait_complete()
     for request in requests:
-        cluster.producer.wait(request)
-    nothing_lost_or_run_twice(oracle, cluster, 5)
-    assert cluster.wanted() == 0
+        assert cluster.producer.wait(request)["status"] == "succeeded"
+    wait_until(lambda: cluster.wanted() == 0, "both streams to be empty")
 
 
-def test_a_scale_in_ends_no_prediction(cluster: Cluster, oracle: Oracle) -> None:
+def test_pods_are_what_the_manifests_say(cluster: Cluster) -> None:
     cluster.at(3)
-    long = oracle.sent(cluster.send("SLEEP", 3))
+    for pod in cluster.workers.current:
+        assert pod.pid is not None
+        status = dict(
+            line.split(":\t") for line in Path(f"/proc/{pod.pid}/status").read_text().splitlines() if ":\t" in line
+        )
+        assert status["Uid"].split() == ["10001"] * 4 and int(status["CapBnd"], 16) == int(status["CapEff"], 16) == 0
+        assert pod.run(["touch", "/anywhere"])[0] != 0, "the root is read-only"
+        assert (pod.volume("run") / "ready").exists(), "the file by which Cog says that it is ready"
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{pod.env['COG_CELERY_METRICS_PORT']}/metrics", timeout=5
+        ) as page:
+            assert b"cog_celery_slots" in page.read()
+
+
+def test_a_scale_in_ends_no_prediction(cluster: Cluster) -> None:
+    cluster.at(3)
+    long = cluster.send("SLEEP", 3)
     busy = cluster.runner_of(long)
-    others = [pod for pod in cluster.workers.current if pod is not busy]
     # The worst choice: the pod at work goes, and one that is idle.
     cluster.workers.choose = lambda pods: busy if busy in pods else pods[0]
-    with Load(cluster, oracle, 0.05):
+    with Load(cluster, 0.05):
         cluster.workers.scale(1)
         wait_until(lambda: len(cluster.workers.current) == 1, "two pods to be told to end")
-        assert busy.deleted and sum(pod.deleted for pod in others) == 1
-        wait_until(lambda: not busy.ready, "the pod to be unready")
+        assert busy.deleted
+        assert not (busy.volume("run") / "ready").exists()
+        status, says = busy.run(["cog-celery", "health", "--role", "worker", "--ready"])
+        assert status == 1 and "it is about to end" in says
         assert cluster.producer.wait(long)["status"] == "succeeded"
     cluster.workers.choose = None
-    gone = [pod for pod in cluster.workers.pods if pod.deleted]
-    ended_well(gone)
-    nothing_lost_or_run_twice(oracle, cluster, 20)
+    ended_well([pod for pod in cluster.workers.pods if pod.deleted])
+    nothing_lost_or_run_twice(cluster)
 
 
-def test_an_update_of_the_workers_loses_and_interrupts_nothing(cluster: Cluster, oracle: Oracle) -> None:
+def test_an_update_of_the_workers_loses_and_interrupts_nothing(cluster: Cluster) -> None:
     cluster.at(2)
     before = list(cluster.workers.current)
-    long = oracle.sent(cluster.send("SLEEP", 3))
-    with Load(cluster, oracle, 0.05):
+    long = cluster.send("SLEEP", 4)
+    with Load(cluster, 0.05):
         cluster.runner_of(long)
         cluster.workers.apply(another_image(cluster.worker))
         cluster.workers.wait_complete()
@@ -281,53 +307,77 @@ def test_an_update_of_the_workers_loses_and_interrupts_nothing(cluster: Cluster,
             pod.wait_gone()
     ended_well(before)
     assert cluster.workers.most <= 3 and cluster.workers.fewest >= 2
-    nothing_lost_or_run_twice(oracle, cluster, 40)
+    nothing_lost_or_run_twice(cluster)
 
 
-def test_an_update_of_the_bridges_loses_and_interrupts_nothing(cluster: Cluster, oracle: Oracle) -> None:
+def test_an_update_of_the_bridges_loses_and_interrupts_nothing(cluster: Cluster) -> None:
     cluster.workers.wait_complete()
     before = list(cluster.bridges.current)
-    with Load(cluster, oracle, 0.02):
+    with Load(cluster, 0.02):
         cluster.bridges.apply(another_image(cluster.bridge))
         cluster.bridges.wait_complete()
         for pod in before:
             pod.wait_gone()
     ended_well(before)
     assert cluster.bridges.most <= 3 and cluster.bridges.fewest >= 2
-    nothing_lost_or_run_twice(oracle, cluster, 40)
+    nothing_lost_or_run_twice(cluster)
 
 
-@pytest.mark.parametrize(("setup", "limit"), [("FAIL_SETUP", "60"), ("SLOW_SETUP", "1")])
-def test_an_update_to_a_model_that_cannot_be_set_up_stops_at_the_first_pod(
-    cluster: Cluster, oracle: Oracle, setup: str, limit: str
+@pytest.mark.parametrize(
+    ("setup", "limit", "says"),
+    [("FAIL_SETUP", "60", "Predictor errored during setup: told to fail"), ("SLOW_SETUP", "1", "setup")],
+    ids=["fails", "hangs"],
+)
+def test_an_update_to_a_model_that_cannot_be_set_up_stops_at_its_first_pod(
+    cluster: Cluster, setup: str, limit: str, says: str
 ) -> None:
+    """`limit` is in place of the manifest's COG_CELERY_SETUP_TIMEOUT."""
     cluster.workers.wait_complete()
     before = list(cluster.workers.current)
+    good = cluster.workers.deployment
     broken = with_variable(with_variable(cluster.worker, "ACTIONS_SETUP", setup), "COG_CELERY_SETUP_TIMEOUT", limit)
-    with Load(cluster, oracle, 0.05):
+    with Load(cluster, 0.05):
         cluster.workers.apply(broken)
         wait_until(lambda: len(cluster.workers.current) > len(before), "a pod of the update")
         [new] = [pod for pod in cluster.workers.current if pod not in before]
         wait_until(lambda: new.restarts >= 1, f"{new} to be started again", 20)
-        assert not new.started and not new.ready
+        assert says in new.text() and not new.started and not new.ready
         assert all(pod.ready and not pod.deleted for pod in before)
-    cluster.workers.apply(cluster.worker)
-    assert oracle.settle()
+    cluster.workers.apply(good)
+    new.wait_gone()
+    nothing_lost_or_run_twice(cluster)
 
 
-def test_a_worker_whose_loop_stands_still_is_started_again(cluster: Cluster) -> None:
-    cluster.at(1)
+def test_a_worker_whose_loop_stands_still_is_killed_and_started_again(cluster: Cluster) -> None:
+    """The heartbeat is made as old as it would be after SILENCE, 30 s; a stopped process does not renew it."""
+    cluster.workers.scale(1)
+    cluster.workers.apply(watched(cluster.worker))
+    cluster.workers.wait_complete()
     [pod] = cluster.workers.current
     assert pod.pid is not None
-    os.kill(pod.pid, signal.SIGSTOP)
+    first = pod.pid
+    os.kill(first, signal.SIGSTOP)
+    [file] = (pod.volume("tmp") / "cog-celery-10001").glob("worker-*.json")
+    beat = json.loads(file.read_text())
+    file.write_text(json.dumps({**beat, "at": beat["at"] - SILENCE}))
+    wait_until(lambda: pod.restarts == 1, f"{pod} to be started again", 30)
+    assert pod.events[:2] == ["its liveness probe failed", "killed after 1 s"]
+    wait_until(lambda: pod.ready, f"{pod} to be ready", 30)
+    assert pod.pid != first
+    assert cluster.producer.wait(cluster.send())["status"] == "succeeded"
+    nothing_lost_or_run_twice(cluster)
 
 
-def test_keda_takes_all_workers_away_when_nothing_waits_or_runs(cluster: Cluster) -> None:
+def test_keda_keeps_a_worker_for_what_runs_and_takes_the_last_one_away_then(cluster: Cluster) -> None:
+    cluster.workers.wait_complete()
     request = cluster.send("SLEEP", 1)
     cluster.runner_of(request)
-    assert cluster.wanted() == 1  # what runs keeps a worker
+    assert cluster.wanted() == 1
     cluster.producer.wait(request)
     wait_until(lambda: cluster.wanted() == 0, "the stream to be empty")
     last = list(cluster.workers.current)
     cluster.workers.scale(cluster.wanted())
-    ended_well(last)
+    for pod in last:
+        pod.wait_gone()
+    assert [pod.exit_status for pod in last] == [0]
+    nothing_lost_or_run_twice(cluster)

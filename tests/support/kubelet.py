@@ -50,15 +50,15 @@ class Node:
     """A machine with a kubelet. `objects` are the cluster's; `images` by name, without registry and tag.
 
     `back_off`: seconds before a container is started again. `own`: the variables that a pod of this workload gets over
-    the manifest's, None for one that it does not get. `hosts`: names that lead to this machine. `shared`: folders that
-    all pods may write to, by their path in a pod.
+    the manifest's. `hosts`: names that lead to this machine. `shared`: folders that all pods may write to, by their
+    path in a pod.
     """
 
     folder: Path
     objects: Manifests
     images: Mapping[str, Image]
     back_off: float = 10.0
-    own: Callable[[str], Mapping[str, str | None]] = lambda workload: {}
+    own: Callable[[str], Mapping[str, str]] = lambda workload: {}
     hosts: tuple[str, ...] = ()
     shared: Mapping[str, Path] = field(default_factory=dict)
     pods: list[Pod] = field(default_factory=list)
@@ -178,9 +178,7 @@ class Pod:
         path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
         env = {"PATH": path, "HOSTNAME": self.name, "KUBERNETES_SERVICE_HOST": "10.96.0.1"}
         given = manifests.variables(self.container, self.node.objects)
-        own = self.node.own(self.workload)
-        env = {**env, **self._image().env, **given, **{name: value for name, value in own.items() if value is not None}}
-        return {name: value for name, value in env.items() if name not in own or own[name] is not None}
+        return {**env, **self._image().env, **given, **self.node.own(self.workload)}
 
     def _make_volume(self, volume: Mapping[str, Any]) -> None:
         folder = self.volume(volume["name"])

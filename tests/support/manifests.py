@@ -66,7 +66,7 @@ class Manifests:
 
 
 def parse(text: str) -> Manifests:
-    return Manifests([one for one in yaml.safe_load_all(text) if one])
+    return Manifests([one for one in yaml.load_all(text, yaml.CSafeLoader) if one])
 
 
 @functools.cache
