@@ -21,6 +21,7 @@ PLACES: Final = (
     "bridge.reclaimed",
     "bridge.buried",
     "bridge.released",
+    "bridge.moved",
     "slot.claimed",
     "slot.started",
     "slot.shown",

@@ -60,12 +60,15 @@ class Fleet(msgspec.Struct, frozen=True):
 
 
 def load(flags: Mapping[str, object], env: Mapping[str, str]) -> Settings:
-    """As Settings.load(); a process of one queue gets what the fleet file says of it. Raises UsageError."""
+    """A worker's Settings: as Settings.load(), with what the fleet file says of its queue. Raises UsageError."""
     settings = Settings.load(flags, env)
     if settings.fleet is None or len(settings.queues) != 1:
         return settings
     fleet = read(Path(settings.fleet))
     _known(settings.queues, fleet, settings.fleet)
+    if front := fleet.fronts.get(settings.queue):
+        named = ", ".join(dict.fromkeys(front.versions.values()))
+        raise UsageError(f"{settings.fleet}: {settings.queue} has versions and no slots: name a queue of one, {named}")
     return _of_queue(settings.queue, fleet, flags, env)
 
 
@@ -228,7 +231,8 @@ class _Reader:
         self, node: yaml.Node | None, where: str, example: str, *, empty: bool = False
     ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Keys, each with its node and that of its value."""
-        if empty and isinstance(node, yaml.ScalarNode) and node.value in _NOTHING:
+        nothing = isinstance(node, yaml.ScalarNode) and node.value in _NOTHING
+        if empty and (nothing or (isinstance(node, yaml.MappingNode) and not node.value)):
             return {}
         if not isinstance(node, yaml.MappingNode) or not node.value:
             line = f":{node.start_mark.line + 1}" if node is not None else ""

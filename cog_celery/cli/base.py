@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 
 import click
 
-from cog_celery import __version__, fleet
+from cog_celery import __version__
 from cog_celery.errors import CogCeleryError, UsageError
 from cog_celery.settings import OPTIONS, Option, Settings, given, nearest
 from cog_celery.telemetry import logs
@@ -76,7 +76,7 @@ def load(flags: dict[str, object], *, quiet: bool = False) -> Settings:
 
     Raises UsageError.
     """
-    settings = fleet.load(flags, os.environ)
+    settings = Settings.load(flags, os.environ)
     set_up_logs(settings, flags, quiet=quiet)
     return settings
 

@@ -90,7 +90,8 @@ def bridge(**flags: object) -> int:
 def worker(**flags: object) -> int:
     """Predicts with the model in MODEL_DIR, in slots of its own."""
     stops_at_once()
-    settings = load(flags).for_worker()
+    settings = fleet.load(flags, os.environ).for_worker()
+    set_up_logs(settings, flags)
     from cog_celery.worker import process
 
     return process.run(settings)

@@ -101,8 +101,8 @@ def _ticket(message: Any, streams: Sequence[str], life: str) -> Ticket:
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors, as is wrong UTF-8
         raise Refused("its arguments are not those of a ticket") from None
     ticket = Ticket(*fields)
-    if ticket.version != TICKET_VERSION:
-        raise Refused(f"it is a ticket of another version than {TICKET_VERSION}")
+    if not 1 <= ticket.version <= TICKET_VERSION:
+        raise Refused(f"it is a ticket of version {ticket.version}, and this release reads 1 to {TICKET_VERSION}")
     if ticket.stream not in streams:
         raise Refused("it is a ticket for another queue")
     if slot_life(ticket.slot) != life:

@@ -589,3 +589,186 @@ def test_what_happens_to_deliveries_is_counted(link: Link, queue: Queue) -> None
     flat = link.call("HGETALL", queue.counts)
     counts = dict(zip(flat[::2], map(int, flat[1::2]), strict=True))
     assert counts == {b"stale": 2, b"done": 1, b"settled": 1, b"released": 1, b"dead": 1}
+
+
+# -- a lane
+
+
+@pytest.fixture
+def lanes(link: Link) -> Queue:
+    queue = Queue(f"q-{uuid.uuid4().hex[:8]}", priority=True)
+    queue.create_group(link)
+    return queue
+
+
+def test_the_lane_is_served_first_and_every_tenth_time_last(link: Link, lanes: Queue) -> None:
+    for i in range(20):
+        link.call("XADD", lanes.name, "*", "value", f"low {i}")
+        link.call("XADD", lanes.high, "*", "value", f"high {i}")
+    delivery = lanes.next(link, SLOT, 1, 10)
+    served = []
+    while delivery is not None:
+        served.append((delivery.value or b"").split()[0])
+        _, delivery = lanes.commit(link, delivery, SLOT, None, b"", take=True)
+    # The first read, of both at once, gave the one of the queue's own stream back.
+    assert served == ([b"high"] * 10 + [b"low"] + [b"high"] * 9 + [b"low"] + [b"high"] + [b"low"] * 18)
+    assert lanes.length(link) == 0
+
+
+def test_bridges_take_from_the_lane_first_too_and_watch_both_streams(
+    link: Link, lanes: Queue, redis_server: RedisServer
+) -> None:
+    lives(link, lanes, SLOT, SECOND)
+    answer = lanes.take(link, BRIDGE)
+    assert answer == ("no entry", ("0-0", "0-0"))
+    other = Link(redis_server.url, "other")
+    for stream in lanes.streams:
+        thread = threading.Thread(target=lambda: lanes.watch(link, ("0-0", "0-0"), 10))
+        thread.start()
+        entry = other.call("XADD", stream, "*", "value", stream)
+        thread.join(5)
+        assert not thread.is_alive()
+        other.call("XDEL", stream, entry)
+    link.call("XADD", lanes.name, "*", "value", "low")
+    link.call("XADD", lanes.high, "*", "value", "high")
+    assert [take(link, lanes)[1].value for _ in range(2)] == [b"high", b"low"]
+    assert lanes.owners(link) == {BRIDGE: 2}
+    assert {line.at.stream for line in lanes.owned(link, BRIDGE)} == set(lanes.streams)
+    other.close()
+
+
+def test_entries_of_the_same_id_in_both_streams_are_two(link: Link, lanes: Queue) -> None:
+    for stream in lanes.streams:
+        link.call("XADD", stream, "7-7", "value", stream)
+    lives(link, lanes, SLOT, SECOND)
+    (_, high), (_, low) = take(link, lanes), take(link, lanes)
+    assert (high.entry, low.entry) == ("7-7", "7-7")
+    assert (high.lane, low.lane) == (True, False)
+    assert len({high.at, low.at}) == 2 == len({high.name, low.name})
+    held = [claim_it(link, lanes, delivery) for delivery in (high, low)]
+    assert lanes.extend(link, [Held(one.at, SLOT, 1) for one in held]) == ["held", "held"]
+    assert lanes.commit(link, held[0], SLOT, "r-high", b"1")[0] == "done"
+    # The commit before was of the other one: this is no retry of it.
+    assert lanes.commit(link, Delivery(held[1].at, 2, None), SLOT, "r-low", b"2")[0] == "stale"
+    assert lanes.commit(link, held[0], SLOT, "r-high", b"1") == ("settled", held[1])
+    assert lanes.commit(link, held[1], SLOT, "r-low", b"2")[0] == "done"
+    assert lanes.commit(link, held[0], SLOT, "r-high", b"1")[0] == "stale"
+
+
+def claim_it(link: Link, queue: Queue, delivery: Delivery) -> Delivery:
+    ticket = Ticket(TICKET_VERSION, delivery.at.stream, delivery.entry, delivery.attempt, BRIDGE, SLOT)
+    claimed = queue.claim(link, SLOT, ticket)
+    assert claimed == delivery
+    return delivery
+
+
+def test_of_two_entries_that_a_lost_reply_took_one_is_given_back(link: Link, lanes: Queue) -> None:
+    for stream in lanes.streams:
+        link.call("XADD", stream, "*", "value", stream)
+    assert len(lanes.read_next(link, SLOT, 1)) == 2
+    recovered = lanes.recover(link, SLOT, 10)
+    assert recovered is not None and recovered.lane
+    assert lanes.owners(link) == {SLOT: 1, "released": 1}
+    assert lanes.recover(link, SLOT, 10) == recovered
+    _, second = lanes.commit(link, recovered, SLOT, None, b"", take=True)
+    assert second is not None and (second.lane, second.attempt) == (False, 1)
+
+
+def test_a_lane_that_is_gone_is_said_and_made_again(link: Link, lanes: Queue) -> None:
+    lives(link, lanes, SLOT)
+    link.call("DEL", lanes.high)
+    assert not lanes.group_exists(link)
+    with pytest.raises(GroupMissing):
+        lanes.take(link, BRIDGE)
+    assert lanes.create_group(link)
+    assert lanes.take(link, BRIDGE)[0] == "no entry"
+
+
+def test_reclaims_burials_and_forgotten_consumers_are_of_both_streams(link: Link, lanes: Queue) -> None:
+    for stream in lanes.streams:
+        link.call("XADD", stream, "*", "value", stream)
+    assert len(lanes.read_next(link, SLOT, 1)) == 2
+    for stream in lanes.streams:
+        (line,) = lanes.overdue(link, stream, 0)
+        assert lanes.reclaim(link, line, BRIDGE, 0, counts=True) == 2
+        delivery = lanes.read(link, line.at, 2)
+        assert delivery is not None and delivery.value == stream.encode()
+        assert lanes.bury(link, delivery, BRIDGE, None, b"", "why") is True
+    assert lanes.length(link) == 0
+    assert link.call("XLEN", lanes.dead) == 2
+    assert set(lanes.idle_consumers(link, -1)) == {SLOT, BRIDGE}
+    lanes.forget(link, SLOT)
+    assert lanes.idle_consumers(link, -1) == [BRIDGE]
+
+
+def test_whether_there_is_a_lane_is_agreed_on(link: Link) -> None:
+    queue, other = Queue(name := f"q-{uuid.uuid4().hex[:8]}"), Queue(name)
+    assert queue.agree(link, None, None, None, priority=True).priority
+    assert queue.streams == (f"{name}.high", name)
+    assert other.agree(link, None, None, None).priority
+    assert other.streams == queue.streams
+    with pytest.raises(SettingsConflict, match="works with priority=True, not False"):
+        other.agree(link, None, None, None, priority=False)
+
+
+# -- from one queue to another
+
+
+def test_a_move_is_one_step_and_only_its_owner_s(link: Link, queue: Queue) -> None:
+    target = Queue(f"{queue.name}-v1")
+    entry = add(link, queue, '{"x":1}')
+    (delivery,) = queue.read_next(link, BRIDGE, 1)
+    assert queue.move(link, delivery, OTHER, target.name, b"") is None
+    assert queue.move(link, Delivery(delivery.at, 2, None), BRIDGE, target.name, b"") is None
+    assert not link.call("EXISTS", target.name)
+    moved = queue.move(link, delivery, BRIDGE, target.name, b"{}")
+    assert link.call("XRANGE", target.name, "-", "+") == [[(moved or "").encode(), [b"value", b'{"x":1}']]]
+    assert queue.length(link) == 0 == len(queue.owners(link))
+    assert queue.move(link, delivery, BRIDGE, target.name, b"") is None, (
+        "a retry after a lost reply moves nothing twice"
+    )
+    assert link.call("XLEN", target.name) == 1
+    ((_, note),) = link.call("XRANGE", queue.recent, "-", "+")
+    assert note[:6] == [b"what", b"moved", b"entry", entry.encode(), b"owner", f"{target.name}/{moved}".encode()]
+
+
+def test_what_was_deleted_is_not_moved_and_leaves_the_pending_list(link: Link, queue: Queue) -> None:
+    add(link, queue)
+    (delivery,) = queue.read_next(link, BRIDGE, 1)
+    link.call("XDEL", queue.name, delivery.entry)
+    assert queue.move(link, delivery, BRIDGE, f"{queue.name}-v1", b"") is None
+    assert queue.owners(link) == {} and not link.call("EXISTS", f"{queue.name}-v1")
+
+
+def test_a_queue_without_slots_is_no_worker_s(link: Link) -> None:
+    queue = Queue(f"q-{uuid.uuid4().hex[:8]}")
+    assert queue.agree(link, None, None, None, front=True).front
+    with pytest.raises(SettingsConflict, match="has no slots: its requests go to the queues of the versions"):
+        queue.agree(link, None, None, None)
+    plain = Queue(f"q-{uuid.uuid4().hex[:8]}")
+    plain.agree(link, None, None, None)
+    with pytest.raises(SettingsConflict, match="works with front=False, not True"):
+        plain.agree(link, None, None, None, front=True)
+
+
+# -- releases side by side
+
+
+@pytest.mark.parametrize(
+    ("announced", "version"),
+    [
+        (b"{}", 1),
+        (b"not json", 1),
+        (b'{"tickets": 1, "slots": 2}', 1),
+        (b'{"tickets":2}', 2),
+        (b'{"tickets": 3, "inputs": [["\\"tickets\\": 9", "str"]]}', 3),
+    ],
+)
+def test_with_a_credit_comes_the_version_of_tickets_that_its_worker_reads(
+    link: Link, queue: Queue, announced: bytes, version: int
+) -> None:
+    queue.announce(link, LIFE, announced, 60)
+    queue.put_credit(link, SLOT)
+    add(link, queue)
+    answer = queue.take(link, BRIDGE)
+    assert answer[0] == "ticket" and answer[2] == version

@@ -112,8 +112,8 @@ def test_a_ticket_is_let_in_with_nothing_else_of_its_message() -> None:
             for wrong in wrongs
         ),
         (message(b'[[1,"q","1-1",1,"\\ud800","w~01234567.0"],{},{}]'), "not those of a ticket"),
-        (message([[2, *TICKET[1:]], {}, {}]), "another version"),
-        (message([[10**18, *TICKET[1:]], {}, {}]), "another version"),
+        (message([[2, *TICKET[1:]], {}, {}]), "this release reads 1 to 1"),
+        (message([[10**18, *TICKET[1:]], {}, {}]), "this release reads 1 to 1"),
         (message([[1, "other", *TICKET[2:]], {}, {}]), "another queue"),
         (message([[*TICKET[:5], "w~00000000.0"], {}, {}]), "another worker"),
         (message([[*TICKET[:5], "nobody"], {}, {}]), "another worker"),
