@@ -69,6 +69,10 @@ bench: $(VENV)/.installed ## Measure beside cog 0.4.4 and 0.6.1; needs Python 3.
 bench-models: $(VENV)/.installed ## Measure the models of workers/ with one slot and with two; installs them
 	@$(BIN)/python -m bench.workers $(ARGS)
 
+.PHONY: rules
+rules: $(VENV)/.installed ## Make the alerts of the Kubernetes manifests from deploy/monitoring/rules.yaml
+	@$(BIN)/python scripts/prometheus_rule.py
+
 .PHONY: lock
 lock: $(VENV)/.installed ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/python $(PIP_INSTALL) 'uv>=0.9'

@@ -31,7 +31,7 @@ from tests.support.processes import wait_until
 from tests.support.producer import Producer, Request
 from tests.support.servers import binary, free_port
 
-pytestmark = pytest.mark.ours
+pytestmark = [pytest.mark.ours, pytest.mark.timeout(300)]
 
 REDIS = "redis.cog-celery.svc"
 QUEUE, LANE = "hello", "hello.high"
@@ -286,7 +286,7 @@ def test_a_scale_in_ends_no_prediction(cluster: Cluster) -> None:
         cluster.workers.scale(1)
         wait_until(lambda: len(cluster.workers.current) == 1, "two pods to be told to end")
         assert busy.deleted
-        assert not (busy.volume("run") / "ready").exists()
+        wait_until(lambda: not (busy.volume("run") / "ready").exists(), "the ready file to go")
         status, says = busy.run(["cog-celery", "health", "--role", "worker", "--ready"])
         assert status == 1 and "it is about to end" in says
         assert cluster.producer.wait(long)["status"] == "succeeded"

@@ -62,8 +62,9 @@ class Controller:
         current = self.current
         return len(current) == self.replicas and all(pod.ready and self.is_new(pod) for pod in current)
 
-    def wait_complete(self, timeout: float = 40.0) -> None:
-        wait_until(lambda: self.complete, f"all of {[str(pod) for pod in self.current]} to be ready", timeout)
+    def wait_complete(self, timeout: float = 90.0) -> None:
+        """Until there are as many pods as there should be, all of the template of today and ready."""
+        wait_until(lambda: self.complete, f"{self.replicas} pods of {self._revision} to be ready", timeout)
 
     def stop(self) -> None:
         self._ended.set()

@@ -158,7 +158,7 @@ class Pod:
             self.terminating_since = time.monotonic()
             self._deleted.set()
 
-    def wait_gone(self, timeout: float = 30.0) -> None:
+    def wait_gone(self, timeout: float = 60.0) -> None:
         wait_until(lambda: self.gone, f"{self} to be gone", timeout)
 
     def discard(self) -> None:

@@ -425,8 +425,9 @@ def test_workers_write_to_volumes_alone(objects: Manifests) -> None:
     for workload in filter(is_ours, workloads(objects)):
         _, env = settings_of(workload, objects)
         mounts = {mount["mountPath"] for mount in container_of(workload)["volumeMounts"] if not mount.get("readOnly")}
-        assert env["HOME"] in mounts and "/tmp" in mounts
+        assert "/tmp" in mounts
         if pod_labels(workload)[COMPONENT] == "worker":
+            assert "HOME" not in env, "an image may have its model's weights there"
             assert "/var/run/cog" in mounts
             assert str(Path(env["COG_CELERY_INPUT_CACHE"]).parent) in mounts
 
