@@ -6,11 +6,13 @@ of the manifests, but for what `hurried` replaces, and where a test says so.
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import os
 import signal
 import threading
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ from tests.conftest import missing, recording
 from tests.support.deployments import Controller, wanted
 from tests.support.fleet import MODELS
 from tests.support.kubelet import Image, Node, Pod
-from tests.support.manifests import KUBERNETES, Manifest, pod_spec, render, secrets
+from tests.support.manifests import KUBERNETES, Manifest, container_of, render, secrets
 from tests.support.oracle import Oracle
 from tests.support.processes import wait_until
 from tests.support.producer import Producer, Request
@@ -44,7 +46,7 @@ SHORT = 0.05
 def hurried(workload: Manifest) -> Manifest:
     """A copy that is looked at more often while it starts."""
     workload = copy.deepcopy(workload)
-    [container] = pod_spec(workload)["containers"]
+    container = container_of(workload)
     container["startupProbe"]["periodSeconds"] = PERIOD
     return workload
 
@@ -52,14 +54,14 @@ def hurried(workload: Manifest) -> Manifest:
 def watched(workload: Manifest) -> Manifest:
     """A copy that is looked at more often all the time, and does not wait for a minute to kill what is stuck."""
     workload = hurried(workload)
-    [container] = pod_spec(workload)["containers"]
-    container["livenessProbe"] |= {"periodSeconds": PERIOD, "terminationGracePeriodSeconds": 1}
+    container = container_of(workload)
+    container["livenessProbe"] |= {"periodSeconds": PERIOD / 2, "terminationGracePeriodSeconds": 1}
     return workload
 
 
 def with_variable(workload: Manifest, name: str, value: str) -> Manifest:
     workload = copy.deepcopy(workload)
-    [container] = pod_spec(workload)["containers"]
+    container = container_of(workload)
     container["env"] = [one for one in container["env"] if one["name"] != name] + [{"name": name, "value": value}]
     return workload
 
@@ -67,7 +69,7 @@ def with_variable(workload: Manifest, name: str, value: str) -> Manifest:
 def another_image(workload: Manifest) -> Manifest:
     """What a release changes: the tag of the image."""
     workload = copy.deepcopy(workload)
-    [container] = pod_spec(workload)["containers"]
+    container = container_of(workload)
     container["image"] = container["image"].rsplit(":", 1)[0] + f":{uuid.uuid4().hex[:8]}"
     return workload
 
@@ -76,6 +78,8 @@ class Cluster:
     """The overlay `local` on one node: its Redis, its bridges, and workers with the model `actions`, none at first."""
 
     oracle: Oracle
+    unheard = 0
+    """Runs of requests that the oracle was not told of."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -97,10 +101,12 @@ class Cluster:
             {"/src": MODELS / "actions"},
             workdir="/src",
         )
-        images = {"cog-celery": Image(), "cog-celery-worker-hello": actions, "valkey": Image()}
+        images = {"cog-celery": Image(), "cog-celery-worker-hello": actions, "redis": Image()}
         pods = folder / "pods"
         pods.mkdir()
-        self.node = Node(pods, self.objects, images, 0.5, self._own, (REDIS, "redis"), {"/journal": journals})
+        self.node = Node(
+            pods, self.objects + self.secrets, images, 0.5, self._own, (REDIS, "redis"), {"/journal": journals}
+        )
         try:
             self._start()
         except BaseException:
@@ -108,8 +114,7 @@ class Cluster:
             raise
 
     def _start(self) -> None:
-        self.redis = self.node.start(hurried(self.objects.get("StatefulSet", "redis")), "redis-0")
-        wait_until(lambda: self.redis.ready, "redis to be ready", 20)
+        self.start("redis-0", hurried(self.objects.get("StatefulSet", "redis")))
         self.client = self.connected("admin", self.secrets.data("Secret", "cog-celery-redis")["admin-password"])
         self.producer = Producer(
             self.connected("producer", self.secrets.data("Secret", "cog-celery-redis")["producer-password"]), QUEUE
@@ -119,6 +124,12 @@ class Cluster:
         self.bridges = Controller(self.node, self.bridge)
         self.workers = Controller(self.node, self.worker, 0)
         self.bridges.wait_complete()
+
+    def start(self, name: str, workload: Manifest) -> Pod:
+        """A pod of it, ready."""
+        pod = self.node.start(workload, name)
+        wait_until(lambda: pod.ready, f"{name} to be ready", 60)
+        return pod
 
     @property
     def url(self) -> str:
@@ -131,6 +142,8 @@ class Cluster:
         """The ports: all pods of a node have the same address here."""
         if workload == "redis":
             return {"REDIS_PORT": str(self.port)}
+        if workload not in ("bridge", "worker-hello"):
+            return {}
         return {"COG_CELERY_METRICS_PORT": str(free_port())}
 
     # Requests
@@ -235,7 +248,8 @@ def nothing_lost_or_run_twice(cluster: Cluster) -> None:
     assert cluster.oracle.settle(), cluster.node.log()
     verdict = cluster.oracle.check().demand()
     assert verdict.statuses == {"succeeded": verdict.requests}, verdict
-    assert (verdict.runs, verdict.run_twice, verdict.reclaimed) == (verdict.requests, [], 0), verdict
+    assert verdict.runs == verdict.requests + cluster.unheard, verdict
+    assert (verdict.run_twice, verdict.reclaimed) == ([], 0), verdict
 
 
 def ended_well(pods: list[Pod]) -> None:
@@ -260,6 +274,17 @@ def test_keda_brings_workers_from_zero_by_the_length_of_the_queue(cluster: Clust
     wait_until(lambda: cluster.wanted() == 0, "both streams to be empty")
 
 
+def test_the_pod_producer_sends_the_first_request(cluster: Cluster) -> None:
+    cluster.at(2)
+    manifest = cluster.objects.get("Pod", "producer")
+    producer = cluster.start("producer", {"metadata": manifest["metadata"], "spec": {"template": manifest}})
+    command = ["cog-celery", "send", "--queue", QUEUE, "-i", "action=OK", "-i", f"text={uuid.uuid4().hex}"]
+    status, said = producer.run(command, 30)
+    assert (status, json.loads(said.splitlines()[-1])["status"]) == (0, "succeeded"), said
+    producer.delete()
+    cluster.unheard += 1
+
+
 def test_pods_are_what_the_manifests_say(cluster: Cluster) -> None:
     cluster.at(3)
     for pod in cluster.workers.current:
@@ -276,6 +301,30 @@ def test_pods_are_what_the_manifests_say(cluster: Cluster) -> None:
             assert b"cog_celery_slots" in page.read()
 
 
+def test_flower_shows_the_workers_to_who_has_the_password(cluster: Cluster) -> None:
+    """Of the overlay `example`, on a port of its own."""
+    cluster.at(3)
+    flower = hurried(render(KUBERNETES / "overlays" / "example").get("Deployment", "flower"))
+    container = container_of(flower)
+    port = free_port()
+    container["args"] = [word.replace("5555", str(port)) for word in container["args"]]
+    container["ports"] = [{"name": "http", "containerPort": port}]
+    pod = cluster.start("flower-0", flower)
+    status, said = pod.run(["cog-celery", "status", "--output", "json"], 30)
+    assert status == 0 and QUEUE in said, said
+    user, password = cluster.secrets.data("Secret", "cog-celery-flower")["basic-auth"].split(":")
+    url = f"http://127.0.0.1:{port}/api/workers?refresh=1"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(url, timeout=20)
+    basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+    with urllib.request.urlopen(
+        urllib.request.Request(url, headers={"Authorization": f"Basic {basic}"}), timeout=20
+    ) as answer:
+        assert set(json.load(answer)) == {f"{QUEUE}@{worker.name}" for worker in cluster.workers.current}
+    pod.delete()
+    pod.wait_gone()
+
+
 def test_a_scale_in_ends_no_prediction(cluster: Cluster) -> None:
     cluster.at(3)
     long = cluster.send("SLEEP", 3)
@@ -287,8 +336,8 @@ def test_a_scale_in_ends_no_prediction(cluster: Cluster) -> None:
         wait_until(lambda: len(cluster.workers.current) == 1, "two pods to be told to end")
         assert busy.deleted
         wait_until(lambda: not (busy.volume("run") / "ready").exists(), "the ready file to go")
-        status, says = busy.run(["cog-celery", "health", "--role", "worker", "--ready"])
-        assert status == 1 and "it is about to end" in says
+        ask = container_of(cluster.worker)["readinessProbe"]["exec"]["command"]
+        wait_until(lambda: "it is about to end" in busy.run(ask)[1], "the readiness probe to say so")
         assert cluster.producer.wait(long)["status"] == "succeeded"
     cluster.workers.choose = None
     ended_well([pod for pod in cluster.workers.pods if pod.deleted])

@@ -234,11 +234,11 @@ class Pod:
         self._child = Child(self.name, command, log=self.folder / "log", env={"PATH": os.environ["PATH"]})
         wait_until(lambda: report.exists() or not self._child_runs(), f"{self.name} to be started")
         self._pid = self._main_process(report, reaps=spec["reaps"]) if report.exists() else None
-        self.started = self.ready = False
         kinds = ("startup", "readiness", "liveness")
         self._probes = {
             kind: Probe(self.container[f"{kind}Probe"]) for kind in kinds if f"{kind}Probe" in self.container
         }
+        self.started = self.ready = not self._probes
 
     def _child_runs(self) -> bool:
         return self._child is not None and self._child.running

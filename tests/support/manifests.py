@@ -104,6 +104,13 @@ def pod_labels(workload: Manifest) -> dict[str, str]:
     return labels
 
 
+def container_of(workload: Manifest) -> dict[str, Any]:
+    """The one container of its pods."""
+    [container] = pod_spec(workload)["containers"]
+    found: dict[str, Any] = container
+    return found
+
+
 def variables(container: Mapping[str, Any], objects: Manifests) -> dict[str, str]:
     """The variables of a container, as a kubelet makes them. Raises LookupError for one that is missing."""
     env: dict[str, str] = {}

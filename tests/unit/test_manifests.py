@@ -32,6 +32,7 @@ from tests.support.manifests import (
     WORKLOADS,
     Manifest,
     Manifests,
+    container_of,
     pod_labels,
     pod_spec,
     render,
@@ -176,12 +177,6 @@ def is_ours(workload: Manifest) -> bool:
     return pod_labels(workload)[COMPONENT] in ("bridge", "worker")
 
 
-def container_of(workload: Manifest) -> dict[str, Any]:
-    [container] = pod_spec(workload)["containers"]
-    found: dict[str, Any] = container
-    return found
-
-
 @pytest.fixture(params=OVERLAYS)
 def objects(request: pytest.FixtureRequest) -> Manifests:
     """All that an overlay renders."""
@@ -264,10 +259,10 @@ def test_the_alerts_are_those_of_every_prometheus() -> None:
 
 def test_pods_have_as_few_rights_as_there_are(objects: Manifests) -> None:
     for workload in workloads(objects):
-        spec = pod_spec(workload)
-        assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
-        account = objects.get("ServiceAccount", spec["serviceAccountName"])
+        account = objects.get("ServiceAccount", pod_spec(workload)["serviceAccountName"])
         assert account["automountServiceAccountToken"] is False
+    for spec in [*map(pod_spec, workloads(objects)), *(one["spec"] for one in objects.kind("Pod"))]:
+        assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
         about = spec["securityContext"]
         assert about["runAsNonRoot"] is True and about["runAsUser"] > 0 and about["runAsGroup"] > 0
@@ -278,8 +273,9 @@ def test_pods_have_as_few_rights_as_there_are(objects: Manifests) -> None:
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }
-        assert {next(key for key in one if key != "name") for one in spec["volumes"]} <= {"configMap", "emptyDir"}
-        assert all("sizeLimit" in one["emptyDir"] for one in spec["volumes"] if "emptyDir" in one)
+        volumes = spec.get("volumes", [])
+        assert {next(key for key in one if key != "name") for one in volumes} <= {"configMap", "emptyDir"}
+        assert all("sizeLimit" in one["emptyDir"] for one in volumes if "emptyDir" in one)
 
 
 def test_pods_are_probed_and_bounded(objects: Manifests) -> None:
@@ -385,6 +381,7 @@ def test_variables_are_settings_that_the_processes_accept(objects: Manifests, tm
             env["COG_CELERY_MODEL_DIR"] = str(ROOT / "workers" / "hello")
             settings = fleet.load({}, env).for_worker()
             queues[settings.queue] = workload
+            assert settings.predict_timeout is not None and settings.predict_timeout + MARGIN <= settings.drain_timeout
         assert settings.redis_url.startswith("redis://")
         assert settings.metrics_port in [port["containerPort"] for port in container_of(workload)["ports"]]
     assert queues.keys() <= bridge
@@ -478,6 +475,7 @@ def test_keda_counts_what_waits_and_runs_of_the_queue_of_its_workers(objects: Ma
         assert [trigger["metadata"]["stream"] for trigger in spec["triggers"]] == [queue, f"{queue}.high"]
         assert "consumerGroup" not in str(one) and spec["minReplicaCount"] == 0
         assert spec["advanced"]["scalingModifiers"]["formula"] == " + ".join(one["name"] for one in spec["triggers"])
+        assert yaml.safe_load(text)["queues"][queue]["priority"] is True, "or nobody takes what is in the lane"
         # No more than its slots, or pods are taken away that are needed for what runs.
         slots = int(yaml.safe_load(text)["queues"][queue].get("slots", 1))
         assert int(spec["advanced"]["scalingModifiers"]["target"]) == slots
@@ -638,7 +636,7 @@ def test_the_script_refuses_what_would_not_work(variable: str, value: str) -> No
 
 def test_the_page_names_what_is_there() -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
-    for name in re.findall(r"\bdeploy/[\w./-]+[\w]", page):
+    for name in re.findall(r"\bdeploy/(?:kubernetes|monitoring|redis)[\w./-]*\w", page):
         assert (ROOT / name).exists(), name
     for component in (*OF_A_FLEET, *OF_A_MODEL):
         assert f"`{component}`" in page, component
