@@ -56,7 +56,7 @@ def make_root(spec: dict[str, Any]) -> None:
         bind(source, root + target, writable=writable)
     for name in DEVICES:
         bind(f"/dev/{name}", f"{root}/dev/{name}", writable=True)
-    for folder in ("dev/shm", "proc", "etc"):
+    for folder in ("dev/shm", "proc", "etc", "tmp"):
         os.makedirs(f"{root}/{folder}", exist_ok=True)
     if not os.path.ismount(f"{root}/dev/shm"):
         mount("shm", f"{root}/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "size=64m,mode=1777")

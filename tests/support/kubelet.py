@@ -238,7 +238,7 @@ class Pod:
         self._probes = {
             kind: Probe(self.container[f"{kind}Probe"]) for kind in kinds if f"{kind}Probe" in self.container
         }
-        self.started = self.ready = not self._probes
+        self.started = self.ready = not self._probes and self._pid is not None
 
     def _child_runs(self) -> bool:
         return self._child is not None and self._child.running

@@ -23,7 +23,7 @@ import yaml
 
 from cog_celery import __version__, fleet
 from cog_celery.heartbeat import SILENCE
-from cog_celery.settings import OPTION, OPTIONS, PREFIX
+from cog_celery.settings import OPTIONS, PREFIX
 from scripts.prometheus_rule import MANIFEST, RULES, manifest
 from tests.support.deployments import wanted
 from tests.support.manifests import (
@@ -42,6 +42,9 @@ from tests.support.manifests import (
 
 pytestmark = pytest.mark.ours
 
+OLDEST: Final = "1.30"
+NEWEST: Final = "1.37"
+"""What docs/kubernetes.md promises, and the latest that there are schemas of."""
 OVERLAYS: Final = sorted(folder.name for folder in (KUBERNETES / "overlays").iterdir())
 OF_A_FLEET: Final = ("flower", "monitoring", "otel", "priority", "redis")
 OF_A_MODEL: Final = ("gpu", "keda")
@@ -151,7 +154,7 @@ SCHEMAS: Final = {
 }
 
 
-def validate(objects: Manifests) -> None:
+def validate(objects: Manifests, versions: tuple[str, ...] = (NEWEST,)) -> None:
     seen = set()
     for one in objects:
         name = f"{one['kind']}/{one['metadata']['name']}"
@@ -160,13 +163,14 @@ def validate(objects: Manifests) -> None:
         if schema := SCHEMAS.get(one["kind"]):
             jsonschema.validate(one, schema)
         else:
-            _validate(json.dumps(one, sort_keys=True))
+            for version in versions:
+                _validate(json.dumps(one, sort_keys=True), version)
 
 
 @functools.cache
-def _validate(text: str) -> None:
+def _validate(text: str, version: str) -> None:
     """An object of Kubernetes' own; most of them are the same in all combinations."""
-    kubernetes_validate.validate(json.loads(text), "1.37", strict=True)
+    kubernetes_validate.validate(json.loads(text), version, strict=True)
 
 
 def workloads(objects: Manifests) -> list[Manifest]:
@@ -192,7 +196,7 @@ def example() -> Manifests:
 
 
 def test_an_overlay_is_valid(objects: Manifests) -> None:
-    validate(objects)
+    validate(objects, (OLDEST, NEWEST))
 
 
 COMBINATIONS: Final = [
@@ -610,7 +614,7 @@ def test_the_script_takes_what_there_is() -> None:
     assert worker["broker-url"] == "amqp://u:it's@rabbit/"
     assert made.data("Secret", "cog-celery-monitor")["address"] == "redis.example.com:6380"
     for one in made:
-        kubernetes_validate.validate(one, "1.37", strict=True)
+        kubernetes_validate.validate(one, NEWEST, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -643,4 +647,4 @@ def test_the_page_names_what_is_there() -> None:
     variables = set(re.findall(r"COG_CELERY_\w+", page))
     assert variables <= {name for option in OPTIONS for name in option.variables}
     assert all((ROOT / "docs" / name).is_file() for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page))
-    assert "fleet" in OPTION
+    assert f"Kubernetes {OLDEST} or newer" in page
