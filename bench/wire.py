@@ -16,13 +16,14 @@ from . import BenchError
 
 
 class Wire:
-    """One connection, used by one thread. `sent` is the number of bytes written so far."""
+    """One connection, used by one thread. `sent` is the number of bytes written so far, `calls` that of commands."""
 
     def __init__(self, url: str, *, timeout: float = 60.0) -> None:
         """Connect; `timeout` in seconds holds for every reply. Raises OSError."""
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 6379
         self.sent = 0
+        self.calls = 0
         self._timeout = timeout
         self._reader = hiredis.Reader()
         self._socket = socket.create_connection((self.host, self.port), timeout=timeout)
@@ -38,10 +39,15 @@ class Wire:
 
     def call(self, *words: str | bytes | int) -> Any:
         """Send a command and return its reply. Raises BenchError."""
+        self.send(*words)
+        return self.receive()
+
+    def send(self, *words: str | bytes | int) -> None:
+        """Send a command, whose reply is to be taken by receive()."""
         data = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub means a tuple of exactly one
         self._socket.sendall(data)
         self.sent += len(data)
-        return self.receive()
+        self.calls += 1
 
     def receive(self) -> Any:
         """The next reply, or message of a subscription: bytes, int, list or None. Raises BenchError."""

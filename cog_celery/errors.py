@@ -61,7 +61,14 @@ class InstallError(PlatformError):
 
 
 class SetupError(PlatformError):
-    """The predictor could not be loaded, or its setup() raised, died or ran out of time."""
+    """The predictor could not be loaded, or its setup() raised, died or ran out of time.
+
+    `in_setup`: the seconds that setup() took until it raised; None when it was not entered, or nobody lived to tell.
+    """
+
+    def __init__(self, message: str, in_setup: float | None = None) -> None:
+        self.in_setup = in_setup
+        super().__init__(message)
 
 
 class RunnerDied(PlatformError):

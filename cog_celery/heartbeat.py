@@ -6,6 +6,7 @@ It must not know what the loop does. In /tmp anybody may have been first: folder
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -88,17 +89,33 @@ class Heartbeat:
     def _write(self, folder: int, data: bytes) -> None:
         """Replace the file in one step; what is there under its name is not opened, nor followed."""
         temporary = f".{self._file}.{secrets.token_hex(4)}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
         try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
             try:
                 os.write(fd, data)
             finally:
                 os.close(fd)
             os.replace(temporary, self._file, src_dir_fd=folder, dst_dir_fd=folder)
-        except OSError:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
-            raise
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._overwrite(folder, data):
+                raise
+
+    def _overwrite(self, folder: int, data: bytes) -> bool:
+        """On a full disk, write over what this process has written before, which takes no room. False where that is not
+        there. Raises OSError.
+        """
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if _read(folder, self._file).get("life") == self._about["life"]:
+                fd = os.open(self._file, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=folder)
+                try:
+                    # In one piece, and what is left of a longer one is white space to JSON.
+                    os.pwrite(fd, data.ljust(os.fstat(fd).st_size), 0)
+                finally:
+                    os.close(fd)
+                return True
+        return False
 
 
 class Seen:

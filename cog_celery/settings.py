@@ -693,7 +693,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "gpus",
         Kind("SPEC", _text),
-        "A slot per GPU: `auto` (all that are visible), `none`, or a list such as 0,1.",
+        "A slot per GPU: `auto` (all that are visible), `none`, or a list: 0,1 or 0:1 for a MIG instance, GPU-… or "
+        "MIG-…; 0+1,2+3 for sets.",
         _MODEL,
     ),
     Option("slots_per_gpu", _count(1), "Slots that share each GPU.", _MODEL),
@@ -901,7 +902,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option("report_setup_run_url", _HTTP, "A URL that is told once how setup() went.", _MODEL),
     Option("log_queue", _PLAIN, "A Redis list that setup's log lines are pushed to.", _MODEL),
     Option("max_request_bytes", _SIZE, "The size of a request's message.", _FLEET),
-    Option("max_log_bytes", _SIZE, "The log bytes that are kept of one prediction.", _LOCAL),
+    Option(
+        "max_log_bytes",
+        _SIZE,
+        "The log bytes that are kept of one prediction; more are neither in the response nor in the worker's log.",
+        _LOCAL,
+    ),
     Option("max_input_bytes", _SIZE, "The size of one input file.", _LOCAL),
     Option(
         "max_data_uri_bytes",

@@ -15,7 +15,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
 
-from cog_celery import fleet
 from cog_celery.cli.base import (
     MODEL_DIR,
     cli,
@@ -69,6 +68,8 @@ def run(**flags: object) -> int:
 def bridge(**flags: object) -> int:
     """Gives the requests of one or more queues to workers whose slots are idle."""
     stops_at_once()
+    from cog_celery import fleet
+
     settings, plans = fleet.plans(flags, os.environ)
     set_up_logs(settings, flags)
     from cog_celery.bridge import process
@@ -90,6 +91,8 @@ def bridge(**flags: object) -> int:
 def worker(**flags: object) -> int:
     """Predicts with the model in MODEL_DIR, in slots of its own."""
     stops_at_once()
+    from cog_celery import fleet
+
     settings = fleet.load(flags, os.environ).for_worker()
     set_up_logs(settings, flags)
     from cog_celery.worker import process

@@ -25,6 +25,8 @@ from cog_celery.delivery.whereabouts import Sighting
 
 PLAIN_WIDTH: Final = 2000
 """Columns of what goes into a file or a pipe, where nothing is cut."""
+ENDLESS: Final = 1 << 30
+"""Lines of what is no screen."""
 GAP: Final = 2
 """Columns between two columns."""
 _STYLES: Final = {
@@ -40,6 +42,7 @@ _STYLES: Final = {
     "late": "yellow",
     "canceled": "yellow",
     "unwell": "bold red",
+    "out": "bold red",
     "restarting": "yellow",
     "starting": "yellow",
     "waiting": "yellow",
@@ -108,40 +111,48 @@ def screen(
 ) -> RenderableType:
     """The queues and their workers; within `height` lines, if there is one: what does not fit is counted."""
     lines = [Text(one_line(note), style="yellow") for note in notes]
-    lines += [
-        Text.assemble((f"{one_line(queue.name)}: ", "bold"), one_line(trouble), style="yellow")
-        for queue in queues
-        for trouble in queue.troubles()
-    ]
-    for line in lines:
-        line.truncate(width, overflow="ellipsis")
-    room = None if height is None else max(4, height - 3)
-    if room is not None:
-        lines = _limited(lines, max(1, room // 4), "more")
-    most_queues = None if room is None else max(1, (room - len(lines)) // (2 if any(q.workers for q in queues) else 1))
-    shown = queues if most_queues is None else sorted(queues, key=_urgency)[:most_queues]
+    for queue in queues:
+        name = Text(one_line(queue.name), style="bold")
+        name.truncate(max(8, width // 3), overflow="ellipsis")
+        lines += [Text.assemble(name, ": ", one_line(trouble), style="yellow") for trouble in queue.troubles()]
+    room = ENDLESS
+    if height is not None:
+        for line in lines:
+            line.truncate(width, overflow="ellipsis")
+        lines = _limited(lines, max(1, height // 5), "more")
+        room = height - (len(lines) + 1 if lines else 0)  # with a blank line before them
+    rows = [row for queue in queues for row in _process_rows(queue)]
+    needed = 1 + len(queues) + (2 + len(rows) if rows else 0)
+    # Where that is too much, half of it is for the queues, if there are workers; each half has a heading.
+    most = len(queues) if needed <= room else max(1, (room - 4) // 2 if rows else room - 2)
+    shown = queues if len(queues) <= most else sorted(queues, key=_urgency)[:most]
     parts: list[RenderableType] = [fitted(_queue_columns(shown), width)]
-    used = len(shown) + 1
+    room -= len(shown) + 1
     if len(shown) < len(queues):
-        parts.append(Text(f"… and {len(queues) - len(shown)} more queues", style="dim"))
-        used += 1
-    rows = [row for queue in shown for row in _process_rows(queue)]
+        parts.append(_more(len(queues) - len(shown), "queue", "", width))
+        room -= 1
+    if shown is not queues:
+        rows = [row for queue in shown for row in _process_rows(queue)]
+    fit = room - 2  # behind a blank line and a heading
+    if len(rows) > fit:
+        rows.sort(key=lambda row: row.urgency)
+        fit = max(0, fit - 1)
+        rows, hidden = rows[:fit], len(rows) - fit
+    else:
+        hidden = 0
     if rows:
-        left = None if room is None else room - used - len(lines) - 2
-        if left is not None and len(rows) > left:
-            rows.sort(key=lambda row: row.urgency)
-            hidden = len(rows) - max(0, left - 1)
-            rows = rows[: max(0, left - 1)]
-            more = Text(f"… and {hidden} more lines (--output json has all)", style="dim")
-        else:
-            more = None
-        if rows:
-            parts += [Text(""), fitted(_process_columns(rows, len(queues) > 1), width)]
-        if more:
-            parts.append(more)
+        parts += [Text(""), fitted(_process_columns(rows, len(queues) > 1), width)]
+    if hidden and room > 0:
+        parts.append(_more(hidden, "line", " (--output json)", width))
     if lines:
         parts += [Text(""), *lines]
     return Group(*parts)
+
+
+def _more(count: int, what: str, rest: str, width: int) -> Text:
+    text = Text(f"… and {count:,} more {what}{'' if count == 1 else 's'}{rest}", style="dim")
+    text.truncate(width, overflow="ellipsis")
+    return text
 
 
 def _limited(lines: list[Text], most: int, what: str) -> list[Text]:
@@ -331,7 +342,8 @@ def _whereabouts(one: Sighting) -> Text:
     owner = one_line(one.owner or "")
     match one.state:
         case "waiting":
-            said.append("" if one.place is None else f", {one.place:,} requests are before it")
+            if one.place is not None:
+                said.append(f", {one.place:,} request{' is' if one.place == 1 else 's are'} before it")
             said.append(", given back by a worker" if one.attempt else "")
         case "dispatched":
             said.append(f": {owner} has it, and sends it to an idle slot")

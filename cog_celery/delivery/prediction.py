@@ -59,6 +59,9 @@ class Prediction:
         """Add lines, as far as there is room; True when the prediction changed."""
         if not lines or self.terminal:
             return False
+        if self.logs_left_out:
+            self.logs_left_out += 1 + len("\n".join(lines).encode())
+            return False
         before = len(self.logs)
         for line in lines:
             size = 1 + (len(line) if line.isascii() else len(line.encode()))

@@ -26,8 +26,11 @@ LARGEST_FILE = 1 << 20
 """Bytes of a model's file that its version is made of."""
 LONGEST_ID = 128
 """Characters of an id that are noted."""
+LONGEST_REASON = 300
+"""Characters of the reason why a slot takes nothing; a model's own text may be part of it."""
 
-SlotState = Literal["idle", "busy", "restarting", "unwell"]
+SlotState = Literal["idle", "busy", "restarting", "unwell", "out"]
+"""`restarting`: its runner died; `unwell`: its model says so; `out`: its GPU failed, or its model cannot be set up."""
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +50,15 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class SlotSeen(msgspec.Struct, frozen=True):
-    """A slot. `gpu`: its CUDA_VISIBLE_DEVICES, None when it has none of its own."""
+    """A slot. `gpu`: what people call its GPUs, with commas between them, None when it has none of its own; `devices`:
+    the same as CUDA_VISIBLE_DEVICES names them; `reason`: why it takes nothing.
+    """
 
     state: SlotState = "idle"
     gpu: str | None = None
     running: tuple[Running, ...] = ()
+    devices: str | None = None
+    reason: str | None = None
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +92,10 @@ class SlotLike(Protocol):
     """What is looked at of a slot."""
 
     gpu: str | None
+    devices: str | None
 
+    @property
+    def reason(self) -> str | None: ...
     @property
     def state(self) -> SlotState: ...
     @property
@@ -101,7 +111,12 @@ def seen(slot: SlotLike) -> SlotSeen:
         Running(one.id, one.delivery.entry, one.delivery.attempt, round(now - one.since, 3), one is not front)
         for one in slot.held
     )
-    return SlotSeen("busy" if running else slot.state, slot.gpu, running)
+    reason = slot.reason
+    return SlotSeen(
+        "busy" if running else slot.state,
+        *(slot.gpu, running, slot.devices),
+        reason if reason is None else reason[:LONGEST_REASON],
+    )
 
 
 def noted(id: str, status: str, fault: str | None = None, **more: float | str | None) -> bytes:

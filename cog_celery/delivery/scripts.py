@@ -295,15 +295,17 @@ end
 return verdicts
 """)
 
-# KEYS queue, stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms. Whoever takes an entry next
-# takes this one; the attempt does not count. The stream `released` wakes a bridge that watches. -> 1 | 0: not the owner
+# KEYS queue, stream, released[, mark of a run]. ARGV entry, owner, attempt, lease in ms, whose it is to be: `released`,
+# and whoever takes an entry next takes this one, the attempt does not count; or still its owner's, and a bridge takes
+# it over as if that had been silent for a lease. The stream `released` wakes a bridge that watches. -> 1 | 0: not the
+# owner
 RELEASE = Script("""
 local stream = KEYS[2]
 if not ours(stream, ARGV[1], ARGV[2], ARGV[3]) then return 0 end
 if value(stream, ARGV[1]) == nil then
   redis.call('XACK', stream, group, ARGV[1])
 else
-  redis.call('XCLAIM', stream, group, 'released', 0, ARGV[1], 'IDLE', ARGV[4], 'JUSTID')
+  redis.call('XCLAIM', stream, group, ARGV[5], 0, ARGV[1], 'IDLE', ARGV[4], 'JUSTID')
   redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 'entry', ARGV[1])
   if KEYS[4] then redis.call('SET', KEYS[4], '', 'EX', 86400) end
   count('released')

@@ -140,7 +140,8 @@ class QueueSeen(msgspec.Struct, frozen=True, kw_only=True):
             return troubles + self._late()
         takers = sum(self.slots()[state] for state in ("idle", "busy"))
         if self.waiting and not takers and not self.running:
-            troubles.append(f"{self.waiting} requests wait, and no worker is ready to take them")
+            wait = "1 request waits" if self.waiting == 1 else f"{self.waiting} requests wait"
+            troubles.append(f"{wait}, and no worker is ready to take them")
         return troubles + self._late()
 
     def _late(self) -> list[str]:
@@ -150,7 +151,21 @@ class QueueSeen(msgspec.Struct, frozen=True, kw_only=True):
                 troubles.append(f"{process.life} is late: its last heartbeat is {process.age:.1f} s old")
             elif process.state == "gone" and any(slot.running for slot in process.slots):
                 troubles.append(f"{process.life} is gone, and what it ran is reclaimed once its lease is over")
+            elif process.alive:
+                troubles += _out(process)
         return troubles
+
+
+def _out(process: ProcessSeen) -> list[str]:
+    """Slots that take nothing until a GPU is back, or a model can be set up: a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for index, slot in enumerate(process.slots):
+        if slot.state == "out":
+            by_reason.setdefault(short(slot.reason or "it does not say why", 200), []).append(str(index))
+    return [
+        f"{process.life}: {'slot' if len(slots) == 1 else 'slots'} {', '.join(slots)} out: {reason}"
+        for reason, slots in by_reason.items()
+    ]
 
 
 # -- queues
@@ -335,7 +350,7 @@ def _slot(told: SlotSeen, lines: Sequence[Held], age: float) -> SlotSeen:
         id, uploading = (one.id, one.uploading) if one else (line.entry, False)
         running.append(Running(id, line.entry, line.attempt, seconds, uploading))
     state = "busy" if running else "idle" if told.state == "busy" else told.state
-    return SlotSeen(state, told.gpu, tuple(running))
+    return msgspec.structs.replace(told, state=state, running=tuple(running))
 
 
 def _rates(notes: list[Any], now: float, most: int) -> Rates:

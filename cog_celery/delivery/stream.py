@@ -557,10 +557,13 @@ class Queue:
         parts = [part for one in held for part in (one.at.stream, one.at.id, one.owner, one.attempt)]
         return [_VERDICTS[verdict] for verdict in link.script(scripts.EXTEND, (self.name,), *parts)]
 
-    def release(self, link: Link, held: Held, lease: float, *, ran: bool = False) -> bool:
-        """Give an entry back, to be taken at once; this attempt does not count. False: not the owner."""
+    def release(self, link: Link, held: Held, lease: float, *, ran: bool = False, counts: bool = False) -> bool:
+        """Give an entry back, to be taken at once, and the attempt does not count; if it `counts`, a bridge makes it
+        the next one at its next sweep. False: not the owner.
+        """
         keys = (self.name, held.at.stream, self.released) + ((self._ran_key(held.at),) if ran else ())
-        arguments = (held.at.id, held.owner, held.attempt, int(lease * 1000) + 1)
+        whose = held.owner if counts else RELEASED
+        arguments = (held.at.id, held.owner, held.attempt, int(lease * 1000) + 1, whose)
         return bool(link.script(scripts.RELEASE, keys, *arguments))
 
     def forget(self, link: Link, consumer: str) -> None:

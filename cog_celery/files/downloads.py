@@ -64,17 +64,24 @@ def download(
 @contextmanager
 def stored(path: Path, shown: str) -> Iterator[None]:
     """While a file is made at `path`: its folder is there, and it is removed again if it is not completed."""
+    with room_for(f"The input file {shown}"):
+        try:
+            path.parent.mkdir(exist_ok=True)
+            yield
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """Raises InputError for what the disk refuses meanwhile: errors of sockets are urllib3's."""
     try:
-        path.parent.mkdir(exist_ok=True)
         yield
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # of the disk: those of sockets are urllib3's
-            raise InputError(
-                f"The input file {shown} could not be stored: {error.strerror}. "
-                "Make room on the worker's disk for temporary files."
-            ) from None
-        raise
+    except OSError as error:
+        raise InputError(
+            f"{what} could not be stored: {error.strerror}. Make room on the worker's disk for temporary files."
+        ) from None
 
 
 def write(file: FileIO, data: bytes) -> None:

@@ -21,7 +21,7 @@ import msgspec
 from cog_celery.delivery.prediction import Prediction
 from cog_celery.delivery.snapshots import Cog04
 from cog_celery.errors import RunnerDied, RunnerProtocolError, SetupError
-from cog_celery.files import inputs
+from cog_celery.files import downloads, inputs
 from cog_celery.files.cancel import Cancel
 from cog_celery.files.input_cache import InputCache
 from cog_celery.files.outputs import PredictionUploads, Uploader
@@ -169,7 +169,8 @@ class _LocalOutlet:
         return [line.rstrip() for line in lines]
 
     def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
-        folder = Path(mkdtemp(prefix="cog-celery-", dir=self._scratch))
+        with downloads.room_for("The input files"):
+            folder = Path(mkdtemp(prefix="cog-celery-", dir=self._scratch))
         client = self._uploader.client
         return inputs.fetch(urls, folder, client, max_bytes=self._limit, cancel=cancel, cache=self._cache)
 

@@ -99,6 +99,7 @@ def read_build(folder: Path) -> Build:
         return Build(folder)
     if not isinstance(build, dict):
         raise UsageError(f"{path}: build: keys are needed below it, like python_version")
+    build = _merged(build)
     requirements = _text(path, build, "python_requirements")
     return Build(
         folder,
@@ -107,6 +108,15 @@ def read_build(folder: Path) -> Build:
         folder / requirements if requirements else None,
         tuple(_left_to_the_image(build)),
     )
+
+
+def _merged(build: dict[Any, Any]) -> dict[Any, Any]:
+    """The keys of what it takes over by `<<: *anchor`, where it has none of its own."""
+    taken = build.get("<<", [])
+    for other in taken if isinstance(taken, list) else [taken]:
+        if isinstance(other, dict):
+            build = {**other, **build}
+    return build
 
 
 def _version(path: Path, build: dict[Any, Any]) -> Version | None:

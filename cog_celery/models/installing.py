@@ -77,7 +77,7 @@ def place_of(build: Build) -> Place:
 def python_for(folder: Path) -> str:
     """The interpreter for a model when nobody named one: its environment's if it is installed, else ours.
 
-    Logs a warning when the model asks for packages, and has no environment.
+    Logs a warning when the model asks for packages or another Python than ours, and has no environment.
     """
     try:
         build = read_build(folder)
@@ -87,11 +87,12 @@ def python_for(folder: Path) -> str:
         return sys.executable
     if place.is_installed():
         return place.python
-    if build.wants_packages:
+    if build.wants_packages or build.python[:2] != sys.version_info[:2]:
+        what = "packages that are" if build.wants_packages else f"Python {_dotted(build.python)}, which is"
         log.warning(
-            "cog.yaml asks for packages that are not installed: run `cog-celery install %s`, or name an interpreter "
-            "with --python; now the model runs in %s",
-            *(shlex.quote(str(folder)), sys.executable),
+            "cog.yaml asks for %s not installed for it: run `cog-celery install %s`, or name an interpreter with "
+            "--python; now the model runs in %s",
+            *(what, shlex.quote(str(folder)), sys.executable),
         )
     return sys.executable
 
@@ -163,11 +164,12 @@ class _Maker:
             command = [python, "-I", "-m", "pip", "install", "--log", str(notes)]
         status, last = self._run([*command, *self._requirements()])
         if status != 0:
+            error = _error(last) or f"status {status}"
             package = None if uv is not None else _last_package(notes)
+            at = f", at {package}" if package and "No matching distribution" not in error else ""
             raise InstallError(
-                f"{'pip' if uv is None else 'uv'} could not install what cog.yaml asks for"
-                f"{f', at {package}' if package else ''}: {_error(last) or f'status {status}'}. The rest of what it "
-                "said is above; nothing was kept."
+                f"{'pip' if uv is None else 'uv'} could not install what cog.yaml asks for{at}: {error}. The rest of "
+                "what it said is above; nothing was kept."
             )
         notes.unlink(missing_ok=True)
 

@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cog_celery import fleet, gpus
+from cog_celery import fleet
 from cog_celery.errors import CogCeleryError, ServerError, UsageError
+from cog_celery.gpus.assigning import shares
+from cog_celery.gpus.finding import find
 from cog_celery.models import interpreters
 from cog_celery.producer.clients import connected
 from cog_celery.settings import Settings, masked_url
@@ -29,6 +31,7 @@ from cog_celery.settings import Settings, masked_url
 TIMEOUT: Final = 5.0
 NEEDED_COMMANDS: Final = ("XAUTOCLAIM", "BLMOVE", "LPOS", "EVALSHA")
 """The youngest are of Redis 6.2. Versions tell nothing: every Valkey says that it is Redis 7.2.4."""
+BROKEN_GPU: Final = "its slot is out until it answers: look at dmesg, reset it or start the machine again"
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -195,21 +198,18 @@ def _gpus(settings: Settings) -> Finding:
     mask = os.environ.get("CUDA_VISIBLE_DEVICES")
     if settings.gpus is not None:
         try:
-            slots = gpus.assign(
-                settings.gpus,
-                slots=settings.slots,
-                slots_per_gpu=settings.slots_per_gpu,
-                gpus_per_slot=settings.gpus_per_slot,
-                outer=mask,
-            )
+            given = shares(settings, os.environ)
         except CogCeleryError as error:
             return Finding("gpus", "fail", str(error), "look at --gpus and at the driver")
-        return Finding("gpus", "ok", f"{len(slots)} slots: {', '.join(slot or 'no GPU' for slot in slots)}")
-    found = gpus.find()
-    if not found.ids:
+        for device in (device for share in given for device in share.devices if device.broken is not None):
+            return Finding("gpus", "warn", f"GPU {device.label} does not answer: {device.broken}", BROKEN_GPU)
+        return Finding("gpus", "ok", f"{len(given)} slots: {', '.join(share.label or 'no GPU' for share in given)}")
+    found = find()
+    if not found.devices:
         return Finding("gpus", "ok", f"none ({found.why_none}); --slots says how many predictions run at a time")
     hidden = "" if mask is None else f"; CUDA_VISIBLE_DEVICES={mask} shows some of them"
-    return Finding("gpus", "ok", f"{', '.join(found.ids)}{hidden}; --gpus auto makes a slot of each")
+    labels = ", ".join(leaf.label for device in found.devices for leaf in device.leaves)
+    return Finding("gpus", "ok", f"{labels}{hidden}; --gpus auto makes a slot of each")
 
 
 def _python(python: str) -> Finding:

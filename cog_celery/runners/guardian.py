@@ -2,8 +2,8 @@
 went.
 
 A parent-death signal reaches a runner but not what the model has started itself, and nothing in a runner can act while
-it is stuck in C: so a small process of its own holds a pipe to us, and at its end kills every group it was told of. It
-must not know what runs in them.
+it is stuck in C: so a small process of its own holds a pipe to us, and at its end kills every group it was told of, and
+its kin. It must not know what runs in them.
 """
 
 from __future__ import annotations
@@ -14,27 +14,7 @@ import subprocess
 import sys
 import threading
 
-_PROGRAM = """
-import os, shutil, signal
-for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    signal.signal(s, signal.SIG_IGN)
-groups, folders, rest = set(), set(), b""
-while True:
-    data = os.read(0, 65536)
-    if not data:
-        break
-    *lines, rest = (rest + data).split(b"\\n")
-    for line in lines:
-        kept, what = (groups, int(line[2:])) if line[1:2] == b"g" else (folders, line[2:])
-        (kept.add if line[:1] == b"+" else kept.discard)(what)
-for group in groups:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except OSError:
-        pass
-for folder in folders:
-    shutil.rmtree(folder, ignore_errors=True)
-"""
+from cog_celery.runners import kin
 
 
 class Guardian:
@@ -45,13 +25,13 @@ class Guardian:
         self._kept: set[str] = set()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def watch(self, group: int) -> None:
-        """From now on this group does not outlive us."""
-        self._keep(f"g{group}")
+    def watch(self, group: int, mark: str = "") -> None:
+        """From now on this group, and all processes with this mark, if there is one, do not outlive us."""
+        self._keep(f"g{group} {mark}")
 
-    def forget(self, group: int) -> None:
+    def forget(self, group: int, mark: str = "") -> None:
         """The group is gone. To be called before its leader is reaped: its number may then be another's."""
-        self._drop(f"g{group}")
+        self._drop(f"g{group} {mark}")
 
     def watch_folder(self, folder: str) -> None:
         """From now on this folder does not outlive us either."""
@@ -93,7 +73,7 @@ class Guardian:
                 return
         # The environment may hold credentials, and this needs none of it.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _PROGRAM],
+            [sys.executable, "-I", "-S", kin.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from typing import Any, Literal
 import msgspec
 
 from cog_celery.errors import RunnerDied, RunnerProtocolError, SetupError
+from cog_celery.runners import kin
 from cog_celery.runners.guardian import Guardian
 from cog_celery.runners.wake import Attentive
 from cog_celery.telemetry.logs import LineSplitter
@@ -35,6 +38,11 @@ WRITE_PATIENCE = 30.0
 """Seconds for which a runner may leave a message unread before it counts as stuck."""
 CLOSED_PATIENCE = 1.0
 """Seconds between the end of file on a runner's pipe and the end of its process, as a rule microseconds."""
+KILL_PATIENCE = 10.0
+"""Seconds for a process that was killed to end. One that is stuck in the kernel, as in the driver of a GPU that is
+gone, may never do so, and is left behind."""
+
+log = logging.getLogger(__name__)
 
 
 class File(msgspec.Struct, frozen=True):
@@ -61,11 +69,13 @@ class Ready(msgspec.Struct, tag="ready", tag_field="type", frozen=True):
     inputs: list[dict[str, Any]]
     concurrency: int = 1
     healthcheck: bool = False
+    in_setup: float = 0.0
 
 
 class SetupFailed(msgspec.Struct, tag="setup_failed", tag_field="type", frozen=True):
     kind: str
     error: str
+    in_setup: float | None = None
 
 
 class Accepted(msgspec.Struct, tag="accepted", tag_field="type", frozen=True):
@@ -92,6 +102,7 @@ class Done(msgspec.Struct, tag="done", tag_field="type", frozen=True):
     files: list[File] = []
     streamed: bool = False
     error: str | None = None
+    fault: Literal["platform"] | None = None
     metrics: msgspec.Raw = msgspec.Raw(b"")
     predict_time: float = 0.0
 
@@ -164,12 +175,13 @@ class Runner(Attentive):
         self._guardian = guardian
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
+        self._mark = secrets.token_hex(8)
         arguments = [command.python, "-u", str(MAIN), str(theirs_in), str(theirs_out), str(os.getpid())]
         try:
             self._process = subprocess.Popen(
                 arguments,
                 cwd=command.model_dir,
-                env={**command.environment, "PYTHONUNBUFFERED": "1"},
+                env={**command.environment, "PYTHONUNBUFFERED": "1", kin.MARK: self._mark},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -188,7 +200,7 @@ class Runner(Attentive):
             os.close(theirs_in)
             os.close(theirs_out)
         self.pid = self._process.pid
-        guardian.watch(self.pid)
+        guardian.watch(self.pid, self._mark)
         assert self._process.stdout is not None and self._process.stderr is not None
         self._logs = {stream.fileno(): LineSplitter() for stream in (self._process.stdout, self._process.stderr)}
         self._pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else -1
@@ -307,10 +319,8 @@ class Runner(Attentive):
                             return message
                         case SetupFailed():
                             self._drain_until_end(on_lines)
-                            refused = message.kind == "refused"
-                            raise SetupError(
-                                message.error if refused else f"Predictor errored during setup: {message.error}"
-                            )
+                            what = "" if message.kind == "refused" else "Predictor errored during setup: "
+                            raise SetupError(what + message.error, message.in_setup)
                         case _:
                             pass
         except RunnerDied as death:
@@ -456,20 +466,25 @@ class Runner(Attentive):
         return bool(end.poll(None if timeout is None else timeout * 1000))
 
     def _reap(self) -> int:
-        """Collect the exit code, when the process has ended or is about to; what is left of its group is killed."""
+        """Collect the exit code, when the process has ended or is about to; what it has started is killed."""
         with self._reaping:
             if not self._ended:
                 self._let_go()
         return self.exitcode
 
     def _let_go(self) -> None:
-        self._await_end(None)
+        ended = self._await_end(KILL_PATIENCE)
         # Not yet reaped, the number of the group is still ours.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._guardian.forget(self.pid)
+        left = kin.kill_kin(self.pid, self._mark)
         self._ended = True
-        self.exitcode = self._process.wait()
+        if ended:
+            self.exitcode = self._process.wait()
+        else:
+            self.exitcode = -signal.SIGKILL
+        if ended and not left:
+            self._guardian.forget(self.pid, self._mark)
+        else:
+            log.error("runner %d: it or what it started was killed and does not end, it is left behind", self.pid)
         for fd in (self._in, self._out, self._pidfd):
             if fd >= 0:
                 os.close(fd)

@@ -44,7 +44,7 @@ ANSWER = 0.002
 """Seconds for which the predictor is looked after before the answer to the start snapshot: a prediction that is over by
 then never waits for it."""
 
-Reason = Literal["canceled", "timeout", "lost", "refused", "failed", "shutdown"]
+Reason = Literal["canceled", "timeout", "lost", "refused", "failed", "shutdown", "its GPU failed"]
 IN_A_PREDICTION = (Accepted, Refused, Output, Done)
 
 log = logging.getLogger(__name__)
@@ -477,7 +477,7 @@ class Execution:
         elif end.status == "canceled":
             self._prediction.fail(now, "The prediction was canceled by the predictor itself.", "model")
         else:
-            self._prediction.fail(now, end.error or "unknown error", "model")
+            self._prediction.fail(now, end.error or "unknown error", end.fault or "model")
 
     def _stopped(self) -> bool:
         """Finish a prediction that was to be stopped, whatever its runner says of it."""
@@ -489,7 +489,7 @@ class Execution:
                 self._prediction.fail(now, "Prediction timed out", "platform")
             case "failed":
                 self._prediction.fail(now, self._error, "platform")
-            case "lost" | "shutdown" | "refused":
+            case "lost" | "shutdown" | "refused" | "its GPU failed":
                 pass  # another attempt answers, or nobody can
             case "canceled":
                 self._prediction.cancel(now)

@@ -20,7 +20,7 @@ from cog_celery.delivery.requests import PredictionRequest
 from cog_celery.delivery.snapshots import Dialect
 from cog_celery.delivery.stream import Delivery, Held, Published, Queue
 from cog_celery.errors import Canceled, GroupMissing, ServerLost, UploadError
-from cog_celery.files import inputs
+from cog_celery.files import downloads, inputs
 from cog_celery.files.cancel import Cancel
 from cog_celery.files.input_cache import InputCache
 from cog_celery.files.outputs import PredictionUploads, Uploader
@@ -80,6 +80,7 @@ class SlotOutlet:
         self._id = id
         self._record = record
         self._max_input_bytes = max_input_bytes
+        self._silenced = False
         self._folder: TemporaryDirectory[str] | None = None
         self._uploads: PredictionUploads | None = None
         self._about = logs.subject.about
@@ -118,12 +119,18 @@ class SlotOutlet:
         return len(snapshot)
 
     def lines(self, lines: list[str]) -> list[str]:
-        logs.model_lines(lines)
+        if not self._prediction.logs_left_out:
+            logs.model_lines(lines)
+        elif not self._silenced:
+            # A line of ours is a hundred bytes longer than the model's.
+            self._silenced = True
+            log.warning("prediction %s prints more than --max-log-bytes: the rest is left out here, too", self._id)
         return [line for line in map(self.dialect.line, lines) if line is not None]
 
     def fetch(self, urls: list[str], cancel: Cancel) -> list[Path]:
         # In the runner's temporary folder, which is removed even when this process is killed.
-        self._folder = TemporaryDirectory(prefix="cog-celery-", dir=self.scratch, ignore_cleanup_errors=True)
+        with downloads.room_for("The input files"):
+            self._folder = TemporaryDirectory(prefix="cog-celery-", dir=self.scratch, ignore_cleanup_errors=True)
         folder = Path(self._folder.name)
         began = time.time()
         try:

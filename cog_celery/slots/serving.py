@@ -171,14 +171,16 @@ class Serving:
         if execution is not None and execution.reason == "refused":
             self._bury(current, work.request, work.record)
             outcome = "refused"
-        elif prediction.terminal:
+        elif prediction.terminal and not self._gpu_failed(work):
             began = time.time()
             outcome, size, next = self._commit(work, execution is not None and execution.unshown, ends)
             committing = (began, time.time())
             failpoints.reach("slot.committed")
         else:
-            why = (execution and execution.reason) or "its runner is gone"
-            self.release(current, why)
+            why = (execution and execution.reason) or (
+                "its GPU failed" if prediction.terminal else "its runner is gone"
+            )
+            self.release(current, why, counts=why == "its GPU failed")
         finished = self._finished(work, outcome, committing, size)
         self._tell(current, finished)
         return next
@@ -195,7 +197,7 @@ class Serving:
             entry=current.delivery.entry,
             attempt=current.delivery.attempt,
             outcome=outcome,
-            fault=prediction.fault,
+            fault=None if outcome == "released" else prediction.fault,
             reason=None if quotes else prediction.error,
             ran=execution is not None,
             received=work.received,
@@ -305,7 +307,7 @@ class Serving:
             snapshot, before = dialect.render(prediction.without_output(too_large(snapshot))), b""
         now = time.monotonic()
         take = (
-            now < ends and not shop.draining.is_set() and not self._runner.ended(self._seat) and not self._runner.sick
+            now < ends and not shop.draining.is_set() and not self._runner.ended(self._seat) and not self._runner.unfit
         )
         ran = now - work.began
         about = noted(
@@ -368,17 +370,31 @@ class Serving:
         last = "; ".join(prediction.logs[-LAST_LINES:]) or "nothing"
         log.warning("the runner of slot %d ended (%s) in prediction %s; it last said: %s", self._index, how, id, last)
 
-    def release(self, current: Current, why: str = "shutdown") -> None:
-        """Give an entry back, if it is still ours."""
+    def _gpu_failed(self, work: _Work) -> bool:
+        """Whether a prediction failed, or its runner died, of a GPU that is not well: another attempt is to answer."""
+        prediction, execution = work.prediction, work.current.execution
+        if prediction.status != "failed" or prediction.fault == "input" or execution is None:
+            return False
+        if execution.reason not in (None, "timeout"):
+            return False
+        # What CUDA says of it comes before what the driver says of the GPU.
+        return self._runner.look_at_gpus(late=self._runner.ended(self._seat)) is not None
+
+    def release(self, current: Current, why: str = "shutdown", *, counts: bool = False) -> None:
+        """Give an entry back, if it is still ours; `counts`: as an attempt."""
         with logs.about(current.about):
             log.warning("prediction %s was given up: %s", current.id, why, extra={"event": "released"})
         release = partial(self._shop.queue.release, current.desk.link, current.held)
-        self._insist(partial(release, self._shop.agreed.lease, ran=current.execution is not None))
+        self._insist(partial(release, self._shop.agreed.lease, ran=current.execution is not None, counts=counts))
         failpoints.reach("slot.released")
 
     def respawn(self) -> bool:
         """Start the runner again; False when that cannot be, or is not to be any more."""
         return self._runner.respawn(self._seat, self._count_setup)
+
+    def try_again(self) -> bool:
+        """Set up a runner that is out of service, once; whether it is back."""
+        return self._runner.try_again(self._count_setup)
 
     def _count_setup(self, took: float) -> None:
         self._shop.on_restarted(took)

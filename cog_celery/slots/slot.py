@@ -16,6 +16,7 @@ from cog_celery.delivery.link import Link, insist
 from cog_celery.delivery.presence import SlotState
 from cog_celery.delivery.stream import Delivery, Ticket
 from cog_celery.errors import GroupMissing, RunnerDied, RunnerProtocolError, ServerError, ServerLost
+from cog_celery.gpus.assigning import Share
 from cog_celery.slots.holding import Behind, Current, Desk
 from cog_celery.slots.respawning import RespawningRunner
 from cog_celery.slots.serving import Serving
@@ -41,12 +42,12 @@ class Slot:
     """turn() is called from a thread of the pool; `busy` is held through it, and through begin()."""
 
     def __init__(
-        self, index: int, life: str, shop: Workshop, runner: RespawningRunner, seat: int, gpu: str | None
+        self, index: int, life: str, shop: Workshop, runner: RespawningRunner, seat: int, share: Share
     ) -> None:
         self.index = index
         self.name = f"{life}.{index}"
         """What its credits and tickets say."""
-        self.gpu = gpu
+        self.gpu, self.devices = share.label, share.visible
         self.idle_since: float | None = None
         """When its credit was put down (monotonic); None while it works, or is not ready."""
         self.current: Current | None = None
@@ -67,7 +68,7 @@ class Slot:
         self._runner = runner
         self._seat = seat
         self._reviving: threading.Thread | None = None
-        self._serving = Serving(index, gpu, shop, runner, seat, self._behind)
+        self._serving = Serving(index, share.label, shop, runner, seat, self._behind)
         self._lacking_since: float | None = None
 
     # -- its runner
@@ -82,6 +83,12 @@ class Slot:
             if current.execution is not None:
                 current.execution.stop("shutdown")
         self._runner.kill()
+
+    def forsake(self) -> None:
+        """Its GPU has failed: leave what the predictor is at to another attempt; what it has done is still answered."""
+        for current in self.held:
+            if current.execution is not None and not current.execution.uploading:
+                current.execution.stop("its GPU failed")
 
     def close(self) -> None:
         """Let go of everything but the runner. A slot that still works is left to the end of the process."""
@@ -132,8 +139,8 @@ class Slot:
             return
         if self._runner.ended(self._seat) and not self._serving.respawn():
             return
-        if self._runner.sick is not None:
-            return  # until the model is well
+        if self._runner.unfit is not None:
+            return  # until the model is well, or the GPU
         self.idle_since = time.monotonic()
         if self.alone and self._shop.tickets_wait():
             return  # one for this slot: with another credit it would have one too many for ever
@@ -195,7 +202,15 @@ class Slot:
         return False
 
     def mend(self) -> None:
-        """From the heartbeat: an idle slot whose runner died gets another, before a request has to wait for it."""
+        """From the heartbeat: an idle slot whose runner died gets another, before a request has to wait for it; one out
+        of service is tried again when that is due.
+        """
+        if self._runner.out is not None:
+            if self.first and self._runner.due:
+                self._revive(self._serving.try_again)
+            elif self.idle_since is not None:
+                self._revive(self.heed_health)  # its credit could not be taken back when it went out
+            return
         if self.idle_since is None or not self._busy.acquire(blocking=False):
             return
         if self._runner.lives(self._seat):
@@ -219,13 +234,13 @@ class Slot:
         """Ask the model, if it has a healthcheck(), whether it is well. For the first of a runner's slots; may take
         seconds.
         """
-        if not self._runner.healthcheck:
+        if not self._runner.healthcheck or self._runner.out is not None:
             return
         if self._runner.shared:
             if self._runner.lives(self._seat):
                 self._ask_health()
             elif self.idle_since is None and not self.busy:
-                self._revive()
+                self._revive(self._serving.respawn)
             return
         if not self._busy.acquire(blocking=False):
             self._runner.health_due = True  # in its turn, between two predictions
@@ -233,7 +248,7 @@ class Slot:
         try:
             if not self._runner.lives(self._seat):
                 if self.idle_since is None:  # else it is mended for the next request's sake
-                    self._revive()
+                    self._revive(self._serving.respawn)
                 return
             idle = self.idle_since is not None
             if idle and not self._shop.queue.withdraw_credit(self.link, self.name):
@@ -247,10 +262,10 @@ class Slot:
         finally:
             self._busy.release()
 
-    def _revive(self) -> None:
-        """Set up a model that died while it was not well, and that nobody waits for, beside the questions to others."""
+    def _revive(self, how: Callable[[], object]) -> None:
+        """Set up a model that nobody waits for, beside whatever else is to be done."""
         if self._reviving is None or not self._reviving.is_alive():
-            self._reviving = threading.Thread(target=self._serving.respawn, name=f"mend slot {self.index}", daemon=True)
+            self._reviving = threading.Thread(target=how, name=f"mend slot {self.index}", daemon=True)
             self._reviving.start()
 
     def _ask_health(self) -> None:
@@ -260,19 +275,30 @@ class Slot:
             log.warning("slot %d: the runner died when its model was asked for its health: %s", self.index, error)
 
     def heed_health(self) -> None:
-        """Take the credit back when the model is not well, put it down when it is again."""
+        """Take the credit back when the model or its GPU is not well, put it down when it is again."""
         if not self._busy.acquire(blocking=False):
             return  # its turn's end does
         try:
-            if self._runner.sick is None and self.idle_since is None:
+            if self._runner.unfit is None and self.idle_since is None:
                 self._rest()
-            elif self._runner.sick is not None and self.idle_since is not None:
+            elif self._runner.unfit is not None and self.idle_since is not None:
                 self._shop.queue.withdraw_credit(self.link, self.name)
                 self.idle_since = None
+            if self._runner.out is not None and not self._runner.ended(self._seat):
+                self._revive(self._bury)  # a process that is stuck in a driver takes its time
         except ServerError as error:
             log.warning("slot %d could not heed the health of its model: %s", self.index, error)
         finally:
             self._busy.release()
+
+    def _bury(self) -> None:
+        with self._busy:
+            self._runner.lay_down()
+        self.heed_health()  # what was asked of it meanwhile
+
+    def serves(self, runner: RespawningRunner) -> bool:
+        """Whether this is its runner."""
+        return self._runner is runner
 
     @property
     def sick(self) -> str | None:
@@ -280,10 +306,22 @@ class Slot:
         return self._runner.sick
 
     @property
+    def reason(self) -> str | None:
+        """Why it takes nothing, None when it does."""
+        return self._runner.unfit
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether neither its model nor its GPU keeps it from it."""
+        return self._runner.unfit is None
+
+    @property
     def state(self) -> SlotState:
         """What it is about, as others see it; in its turn and without an entry, it is idle."""
         if self.held:
             return "busy"
+        if self._runner.out is not None:
+            return "out"
         if self._runner.sick is not None:
             return "unwell"
         return "restarting" if self._runner.ended(self._seat) else "idle"
@@ -306,7 +344,7 @@ class Slot:
         while not draining.is_set():
             if self._runner.health_due and not self._runner.shared and self._runner.lives(self._seat):
                 self._ask_health()
-            if self._runner.sick is not None:
+            if self._runner.unfit is not None:
                 break
             if delivery is None:
                 left = ends - time.monotonic()
@@ -323,7 +361,7 @@ class Slot:
             self.current = None
             self._leave_desk()
         if delivery is not None:
-            self._serving.release(self.current or Current(delivery, self._desk))
+            self._serving.release(self.current or Current(delivery, self._desk), self._runner.unfit or "shutdown")
 
     def _next(self, left: float) -> Delivery | None:
         """The next entry that comes while the turn lasts."""

@@ -50,4 +50,7 @@ class Workshop:
     on_finished: Callable[[Finished], None]
     on_restarted: Callable[[float], None]
     """A runner that had died was set up again, which took so many seconds."""
-    on_broken: Callable[[str], None]
+    on_setup_failed: Callable[[str], None]
+    """The runner of this name could not be set up."""
+    on_out: Callable[[], None]
+    """A runner has gone out of service, or has come back."""

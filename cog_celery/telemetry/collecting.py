@@ -26,6 +26,9 @@ from cog_celery.errors import UsageError
 from cog_celery.files.urls import redact
 from cog_celery.telemetry import otlp
 
+LARGEST_MESSAGE = 1 << 20
+"""Bytes of spans, about: collectors refuse messages above 4 MiB by default."""
+
 log = logging.getLogger(__name__)
 
 
@@ -105,29 +108,32 @@ class Outbox(SpanProcessor):
             while self._waiting:
                 self._send(min(len(self._waiting), self._batch))
 
-    def _send(self, count: int) -> None:
-        taken, why = False, ""
+    def _send(self, most: int) -> None:
+        """Send the first of what waits: as many as that, and as a collector takes in one message."""
+        taken, why, count = False, "", 0
         try:
-            body = self._written(count)
+            theirs: list[ReadableSpan] = []
+            ours: list[bytes] = []
+            size = 0
+            while count < most and size < LARGEST_MESSAGE:
+                what = self._waiting.popleft()
+                count += 1
+                if isinstance(what, ReadableSpan):
+                    theirs.append(what)
+                else:
+                    written = what.spans()
+                    size += sum(map(len, written))
+                    ours += written
+            # Protocol buffers that follow each other are one.
+            body = encode_spans(theirs).SerializeToString() if theirs else b""
+            if ours:
+                body += otlp.resource_spans(self._resource, self._scope, ours)
             taken = not body or self._sender.send(body)
         except Exception as error:  # whatever an exporter raises; its text may quote a header
             why = f" ({type(error).__name__})"
         if not taken:
             self._lost += count
         self._say(taken, why)
-
-    def _written(self, count: int) -> bytes:
-        """The message with the first of what waits; protocol buffers that follow each other are one."""
-        theirs: list[ReadableSpan] = []
-        ours: list[bytes] = []
-        for _ in range(count):
-            what = self._waiting.popleft()
-            if isinstance(what, ReadableSpan):
-                theirs.append(what)
-            else:
-                ours += what.spans()
-        body = encode_spans(theirs).SerializeToString() if theirs else b""
-        return body + otlp.resource_spans(self._resource, self._scope, ours) if ours else body
 
     def _say(self, taken: bool, why: str) -> None:
         """Once when spans begin to be lost, and once when that is over."""
@@ -152,8 +158,10 @@ def senders(environ: Mapping[str, str]) -> list[Sender]:
     """To where OTEL_TRACES_EXPORTER and the OTEL_EXPORTER_OTLP_* variables say. Raises UsageError for what is not
     known, and what the exporters raise.
     """
-    # What exporters complain of is ours to tell: they say it for each batch, and quote headers and URLs.
+    # What exporters complain of is ours to tell: they say it for each batch, and quote headers and URLs. So does what
+    # sends their requests, of each of them.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     names = [name for name in map(str.strip, environ.get("OTEL_TRACES_EXPORTER", "otlp").lower().split(",")) if name]
     return [_sender(name, environ) for name in names or ["otlp"] if name != "none"]
 

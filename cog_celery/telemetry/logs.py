@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import json
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,11 +68,17 @@ def about(what: Callable[[], About]) -> Iterator[None]:
 
 def set_up(level: str, format: str = "text") -> None:
     """Log to standard error; `auto` is text on a terminal, and JSON anywhere else."""
-    if format == "auto":
-        format = "text" if sys.stderr.isatty() else "json"
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if format == "json" else TextLines())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[logging.StreamHandler()], force=True)
+    take_over(format)
+
+
+def take_over(format: str) -> None:
+    """Have whatever is logged to by now write our lines, in that form."""
+    for name in ("", "celery.task", "multiprocessing"):  # those that Celery gives handlers
+        for handler in logging.getLogger(name).handlers:
+            stream = getattr(handler, "stream", None)
+            text = format == "text" or (format == "auto" and stream is not None and stream.isatty())
+            handler.setFormatter(TextLines() if text else JsonLines())
     # What no line of ours shows costs a third of it.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
@@ -156,9 +161,12 @@ def _line(at: float, level: str, logger: str, event: str | None, message: str, w
 
 def _json(line: dict[str, Any]) -> str:
     try:
-        return msgspec.json.encode(line).decode()
+        text = msgspec.json.encode(line).decode()
+        if text.isascii() or text.isprintable():
+            return text
     except UnicodeEncodeError:  # half a surrogate pair, out of somebody's JSON
-        return json.dumps(line)
+        pass
+    return json.dumps(line)  # in ASCII: terminals obey some characters that JSON may have as they are
 
 
 _second = (0, "")

@@ -40,7 +40,7 @@ from cog_celery.delivery.finished import Finished
 from cog_celery.delivery.presence import About, SlotState
 from cog_celery.delivery.status import Look, QueueSeen
 from cog_celery.errors import UsageError
-from cog_celery.gpus import Gauges
+from cog_celery.gpus.monitor import Monitor
 
 BUCKETS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
@@ -79,12 +79,12 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for 
 class WorkerMetrics:
     """One worker's. finished() is called by one thread, restarted() from any slot's."""
 
-    def __init__(self, queue: str, about: Callable[[], About], reached: Callable[[], bool], gauges: Gauges) -> None:
+    def __init__(self, queue: str, about: Callable[[], About], reached: Callable[[], bool], monitor: Monitor) -> None:
         self.registry = _registry()
         self._queue = queue
         self._about = about
         self._reached = reached
-        self._gauges = gauges
+        self._monitor = monitor
         self._lock = threading.Lock()
         self._ended = self._counter("predictions", "Deliveries that are over.", "outcome", "fault")
         self._outcomes: dict[tuple[str, str | None], Any] = {}
@@ -97,6 +97,7 @@ class WorkerMetrics:
         self._bytes_in = self._counter("received_bytes", "Requests and input files.").labels(queue)
         self._bytes_out = self._counter("sent_bytes", "Terminal responses and output files.").labels(queue)
         self._restarts = self._counter("runner_restarts", "Runners set up again after they died.").labels(queue)
+        self._setup_failures = self._counter("setup_failures", "setup() of a slot's runner that failed.", "runner")
         self._own = Summary(
             "cog_celery_model_metric", "The model's own metrics.", ["queue", "name"], registry=self.registry
         )
@@ -131,6 +132,10 @@ class WorkerMetrics:
     def set_up(self, seconds: float) -> None:
         """A model was set up."""
         self._setup.observe(seconds)
+
+    def setup_failed(self, runner: str) -> None:
+        """The runner of this name could not be set up."""
+        self._setup_failures.labels(self._queue, runner).inc()
 
     def restarted(self, seconds: float) -> None:
         """A runner that had died was set up again."""
@@ -182,7 +187,7 @@ class WorkerMetrics:
         ready.add_metric([queue], about.state == "ready")
         yield ready
         yield _up(self._reached())
-        yield from _gpus(self._gauges)
+        yield from _gpus(self._monitor)
 
 
 class BridgeMetrics:
@@ -253,16 +258,22 @@ def _oldest(queue: QueueSeen) -> float | None:
     return queue.oldest if queue.oldest is not None else None if queue.problems else 0.0
 
 
-def _gpus(gauges: Gauges) -> Iterator[Metric]:
-    used = GaugeMetricFamily("cog_celery_gpu_memory_used_bytes", "Memory in use, by anybody.", labels=["gpu"])
-    total = GaugeMetricFamily("cog_celery_gpu_memory_bytes", "Memory that there is.", labels=["gpu"])
-    busy = GaugeMetricFamily("cog_celery_gpu_utilization_ratio", "Share of time in which it worked.", labels=["gpu"])
-    for gpu in gauges.read():
-        used.add_metric([gpu.id], gpu.used)
-        total.add_metric([gpu.id], gpu.total)
+def _gpus(monitor: Monitor) -> Iterator[Metric]:
+    by = ["gpu", "uuid"]
+    used = GaugeMetricFamily("cog_celery_gpu_memory_used_bytes", "Memory in use, by anybody.", labels=by)
+    total = GaugeMetricFamily("cog_celery_gpu_memory_bytes", "Memory that there is.", labels=by)
+    busy = GaugeMetricFamily("cog_celery_gpu_utilization_ratio", "Share of time in which it worked.", labels=by)
+    for gpu in monitor.read():
+        which = [gpu.label, gpu.uuid]
+        used.add_metric(which, gpu.used)
+        total.add_metric(which, gpu.total)
         if gpu.utilization is not None:
-            busy.add_metric([gpu.id], gpu.utilization)
+            busy.add_metric(which, gpu.utilization)
     yield from (used, total, busy)
+    well = GaugeMetricFamily("cog_celery_gpu_well", "Whether a GPU of this worker's slots can be used.", labels=by)
+    for label, uuid, trouble in monitor.states():
+        well.add_metric([label, uuid], trouble is None)
+    yield well
 
 
 def _up(up: bool) -> Metric:

@@ -6,7 +6,7 @@ prediction may cost in all; this one takes 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from struct import Struct
 from typing import Final
@@ -58,9 +58,25 @@ def span(
     return field(b"\x12", b"".join(parts))
 
 
+def bare(name: str, trace: bytes, id: bytes, parent: bytes, start: int, end: int) -> bytes:
+    """As span(), of one that has a parent in this process, and nothing else."""
+    pack, head, named = _bare(name)
+    times = (b"\x30\x01\x39", start, b"\x41", end, b"\x85\x01", _KNOWN)
+    return pack(head, trace, b"\x12\x08", id, b"\x22\x08", parent, named, *times)
+
+
+@lru_cache(64)
+def _bare(name: str) -> tuple[Callable[..., bytes], bytes, bytes]:
+    """What writes all spans of this name, what is before the trace, and the name."""
+    named = _named(name)
+    size = Struct(f"<2s16s2s8s2s8s{len(named)}s3sQcQ2sI").size
+    head = b"\x12" + varint(size) + b"\x0a\x10"
+    return Struct(f"<{len(head)}s16s2s8s2s8s{len(named)}s3sQcQ2sI").pack, head, named
+
+
 def event(name: str, at: int, attributes: Mapping[str, Value] | None = None) -> bytes:
     """One of a span's."""
-    content = _TIME(b"\x09", at) + field(b"\x12", name.encode())
+    content = _TIME(b"\x09", at) + _named(name, b"\x12")
     for name, value in (attributes or {}).items():
         content += field(b"\x1a", _attribute(name, value))
     return field(b"\x5a", content)
@@ -83,12 +99,16 @@ def attributes(values: Mapping[str, Value]) -> bytes:
 
 def _attribute(name: str, value: Value) -> bytes:
     if isinstance(value, str):
-        any = field(b"\x0a", value.encode(errors="replace"))
+        text = value.encode(errors="replace")
+        size = len(text)
+        if size < 126:  # most are, and then both lengths are a byte
+            return b"".join((_named(name, b"\x0a"), b"\x12", _SMALL[size + 2], b"\x0a", _SMALL[size], text))
+        any = field(b"\x0a", text)
     elif isinstance(value, int):
         any = b"\x18" + varint(value & (1 << 64) - 1)
     else:
         any = _DOUBLE(b"\x21", value)
-    return field(b"\x0a", name.encode()) + field(b"\x12", any)
+    return _named(name, b"\x0a") + field(b"\x12", any)
 
 
 def field(tag: bytes, content: bytes) -> bytes:
@@ -110,6 +130,7 @@ def varint(number: int) -> bytes:
 _SMALL: Final = [bytes([size]) for size in range(128)]
 
 
-@lru_cache(64)
-def _named(name: str) -> bytes:
-    return field(b"\x2a", name.encode())
+@lru_cache(256)
+def _named(name: str, tag: bytes = b"\x2a") -> bytes:
+    """A name of ours as a field; a span's without a tag."""
+    return field(tag, name.encode())

@@ -131,10 +131,11 @@ class Rows:
         events = [self._events.popleft() for _ in range(len(self._events))]
         if not events:
             return
-        head = {"hostname": self._hostname, "utcoffset": utcoffset(), "pid": os.getpid()}
-        clock = dispatcher.clock
+        # One tick for all: whoever sorts them goes by their times then.
+        clock = dispatcher.clock.forward()
+        head = {"hostname": self._hostname, "utcoffset": utcoffset(), "pid": os.getpid(), "clock": clock}
         try:
-            self._send(dispatcher, [{**head, "clock": clock.forward(), **event} for event in events])
+            self._send(dispatcher, [{**head, **event} for event in events])
         except BaseException:
             self._events.extendleft(reversed(events))
             raise

@@ -64,28 +64,32 @@ def stop() -> None:
 
 
 class Trace:
-    """The spans of one delivery; this one has none."""
+    """The spans of one delivery; this one has none. Of its request it keeps no more than these: it may have to wait for
+    a collector, and inputs may be large.
+    """
 
-    __slots__ = ("_request",)
+    __slots__ = ("_traceparent", "_tracestate")
 
     def __init__(self, request: PredictionRequest) -> None:
-        self._request = request
+        self._traceparent, self._tracestate = request.traceparent, request.tracestate
 
     def id(self) -> str | None:
         """The trace it belongs to, 32 hexadecimal digits."""
-        return trace_id(self._request)
+        found = producer(self._traceparent)
+        return found and found[0]
 
     def headers(self) -> dict[str, str]:
         """What goes along with its uploads."""
-        return {name: value for name in ("traceparent", "tracestate") if (value := getattr(self._request, name))}
+        given = {"traceparent": self._traceparent, "tracestate": self._tracestate}
+        return {name: value for name, value in given.items() if value}
 
     def end(self, finished: Finished) -> None:
         """It is over: its spans have their times from this."""
 
 
-def producer(request: PredictionRequest) -> tuple[str, str, int] | None:
+def producer(traceparent: str | None) -> tuple[str, str, int] | None:
     """What a request says of its trace: trace and parent, in hexadecimal, and flags. None if it cannot be read."""
-    found = _TRACEPARENT.fullmatch(request.traceparent) if request.traceparent is not None else None
+    found = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
     if found is None:
         return None
     version, trace, parent, flags, rest = found.groups()
@@ -96,7 +100,7 @@ def producer(request: PredictionRequest) -> tuple[str, str, int] | None:
 
 def trace_id(request: PredictionRequest) -> str | None:
     """The trace that a request says it belongs to."""
-    found = producer(request)
+    found = producer(request.traceparent)
     return found and found[0]
 
 
@@ -143,7 +147,7 @@ class RunnerStart:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
         """It is over; an error is recorded."""
 
-    def ready(self, setup_time: float) -> None:
+    def ready(self, in_setup: float) -> None:
         """setup() is done, and took this many seconds."""
 
 

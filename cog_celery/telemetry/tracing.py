@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from msgspec import structs
 from opentelemetry import context as contexts
 from opentelemetry import trace as traces
 from opentelemetry.context import Context
@@ -29,6 +30,7 @@ from cog_celery import __version__
 from cog_celery.celery import TURN
 from cog_celery.delivery.finished import FAULTS, Finished, Period
 from cog_celery.delivery.requests import PredictionRequest
+from cog_celery.errors import SetupError
 from cog_celery.telemetry import otlp
 from cog_celery.telemetry.collecting import Outbox, senders
 from cog_celery.telemetry.traces import RunnerStart, Trace, producer
@@ -46,6 +48,8 @@ COMMIT: Final = "redis_queue.commit"
 FIRST_OUTPUT: Final = "received first output"
 FINAL_OUTPUT: Final = "received final output"
 
+MOST_UPLOADS: Final = 100
+"""Files of one prediction that have a span of their own."""
 NANO: Final = 1_000_000_000
 
 
@@ -59,9 +63,11 @@ class Tracing:
         self._provider = TracerProvider(shutdown_on_exit=False)
         self._tracer = self._provider.get_tracer(TRACER, __version__)
         self._sampler = self._provider.sampler
-        # Most do as the parent does, and need not be asked each time.
+        # Most do as the parent does, or all the same without one, and need not be asked each time.
         by_parent = isinstance(self._sampler, ParentBased)
         self._by_parent = {flag: self._ask(1, flag) for flag in (0, 1)} if by_parent else None
+        by_root = self._sampler.get_description().startswith(("AlwaysO", "ParentBased{root:AlwaysO"))
+        self._by_root = self._ask(1, None) if by_root else None
         resource, scope = self._head()
         self._outboxes = [Outbox(sender, resource, scope, environ) for sender in senders(environ)]
         for outbox in self._outboxes:
@@ -114,7 +120,7 @@ class Tracing:
 
     def context(self, request: PredictionRequest) -> Context:
         """The producer's. One that cannot be read is none, as the standard has it."""
-        found = producer(request)
+        found = producer(request.traceparent)
         if found is None:
             return Context()
         trace, span, flags = found
@@ -156,7 +162,7 @@ class Tracing:
     def sampled(self, trace: int, parent: int | None) -> bool:
         """What the sampler says of a span in this trace, whose parent has these flags."""
         if parent is None:
-            return self._ask(trace, None)
+            return self._ask(trace, None) if self._by_root is None else self._by_root
         parent &= TraceFlags.SAMPLED
         by_parent = self._by_parent
         return self._ask(trace, parent) if by_parent is None else by_parent[parent]
@@ -202,7 +208,7 @@ class _Delivery(Trace):
     Made in the middle of a prediction, which goes on at once: what can be done later, the outbox has done.
     """
 
-    __slots__ = ("_finished", "_first", "_known", "_tracing", "_turn")
+    __slots__ = ("_finished", "_first", "_known", "_left_out", "_tracing", "_turn")
 
     def __init__(self, tracing: Tracing, request: PredictionRequest, turn: SpanContext | None, first: bool) -> None:
         super().__init__(request)
@@ -211,6 +217,7 @@ class _Delivery(Trace):
         self._first = first
         self._known: _Place | None = None
         self._finished: Finished | None = None
+        self._left_out = 0
 
     @property
     def _place(self) -> _Place:
@@ -219,10 +226,10 @@ class _Delivery(Trace):
         return self._known
 
     def _find(self) -> _Place:
-        found, turn = producer(self._request), self._turn
+        found, turn = producer(self._traceparent), self._turn
         id, state = random.randbytes(8), ""
-        if found is not None and self._request.tracestate:
-            state = TraceState.from_header([self._request.tracestate]).to_header()
+        if found is not None and self._tracestate:
+            state = TraceState.from_header([self._tracestate]).to_header()
         sampled = self._tracing.sampled
         if turn is not None and self._first and (found is None or int(found[0], 16) == turn.trace_id):
             trace, parent = turn.trace_id.to_bytes(16, "big"), turn.span_id.to_bytes(8, "big")
@@ -242,6 +249,9 @@ class _Delivery(Trace):
         return {**headers, "tracestate": place.state} if place.state else headers
 
     def end(self, finished: Finished) -> None:
+        if finished.metrics or len(finished.uploads) > MOST_UPLOADS:  # it may have to wait for a collector
+            self._left_out = max(0, len(finished.uploads) - MOST_UPLOADS)
+            finished = structs.replace(finished, metrics=None, uploads=tuple(finished.uploads[:MOST_UPLOADS]))
         self._finished = finished
         self._tracing.put(self)
 
@@ -258,8 +268,8 @@ class _Delivery(Trace):
         if (period := finished.predicting) is not None:
             # What went wrong behind it is not its fault.
             its = fault is not None and all(upload.stored for upload in finished.uploads)
-            errors = [_error(finished, period[1])] if its else []
-            spans.append(_child(place, PREDICT, period, events=errors, error=fault if its else None))
+            wrong = {"events": [_error(finished, period[1])], "error": fault} if its else {}
+            spans.append(_child(place, PREDICT, period, **wrong))
         for upload in finished.uploads:
             error = None if upload.stored else "UploadError"
             period = (upload.began, upload.ended)
@@ -271,6 +281,8 @@ class _Delivery(Trace):
         attributes = otlp.attributes(
             {"time_in_queue": finished.time_in_queue, "prediction_id": finished.id, "entry": finished.entry}
         )
+        if self._left_out:
+            often += otlp.attributes({"uploads_left_out": self._left_out})
         events: list[bytes] = []
         if finished.first_output is not None:
             events.append(otlp.event(FIRST_OUTPUT, int(finished.first_output * NANO)))
@@ -304,6 +316,8 @@ def _often(queue: str, attempt: int, outcome: str, slot: int | None) -> bytes:
 
 def _child(place: _Place, name: str, period: Period, **more: Any) -> bytes:
     start, end = _nanoseconds(period)
+    if not more and not place.state:
+        return otlp.bare(name, place.trace, random.randbytes(8), place.id, start, end)
     return otlp.span(name, place.trace, random.randbytes(8), place.id, start, end, state=place.state, **more)
 
 
@@ -333,13 +347,20 @@ class _RunnerStart(RunnerStart):
         self._tracer = tracer
         self._span = tracer.start_span(RUNNER_START, context=traces.set_span_in_context(parent, Context()))
 
-    def ready(self, setup_time: float) -> None:
+    def ready(self, in_setup: float) -> None:
+        self._setup(in_setup, None)
+
+    def _setup(self, in_setup: float, error: BaseException | None) -> None:
         now = time.time()
         context = traces.set_span_in_context(self._span, Context())
-        start = int((now - setup_time) * NANO)
-        self._tracer.start_span(MODEL_SETUP, context=context, start_time=start).end(int(now * NANO))
+        span = self._tracer.start_span(MODEL_SETUP, context=context, start_time=int((now - in_setup) * NANO))
+        if error is not None:
+            _fail(span, error)
+        span.end(int(now * NANO))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+        if isinstance(error, SetupError) and error.in_setup is not None:
+            self._setup(error.in_setup, error)
         if error is not None:
             _fail(self._span, error)
         self._span.end()

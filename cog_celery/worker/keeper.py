@@ -15,6 +15,7 @@ from cog_celery.delivery.link import LONGEST_PAUSE, Link
 from cog_celery.delivery.stream import Queue
 from cog_celery.errors import GroupMissing, ServerError
 from cog_celery.runners.guardian import Guardian
+from cog_celery.slots.execution import Execution
 from cog_celery.slots.slot import LONG, Slot
 
 TICK = 0.25
@@ -123,15 +124,20 @@ class Keeper:
                 self._on_lost_credit()
 
     def _look_for_cancels(self) -> None:
+        """One question for all of them: of many predictions that run, none is canceled most of the time."""
         long_ago = time.monotonic() - LONG
+        running: list[tuple[str, Execution]] = []
         for current in (current for slot in self._slots for current in slot.held):
             if current.since > long_ago:
                 continue
             current.tell()
-            if current.cancel_key is None:
-                continue
-            if current.execution is not None and self._link.call("EXISTS", current.cancel_key):
-                current.execution.stop("canceled")
+            if current.cancel_key is not None and current.execution is not None:
+                running.append((current.cancel_key, current.execution))
+        if not running or not self._link.call("EXISTS", *(key for key, _ in running)):
+            return
+        for key, execution in running:
+            if self._link.call("EXISTS", key):
+                execution.stop("canceled")
 
     def _give_up(self, error: Exception) -> None:
         """Nobody can tell whether we are still the owners: others may be at work on the same entries."""

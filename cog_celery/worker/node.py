@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from celery.worker import state
 
-from cog_celery import __version__, gpus
+from cog_celery import __version__
 from cog_celery.celery import app, delete_queue
 from cog_celery.delivery.finished import Finished
 from cog_celery.delivery.link import REPLY_TIMEOUT, Link, Outage, SharedLink, insist
-from cog_celery.delivery.presence import About, Presence, SlotSeen, gpus_of, model_version, seen
+from cog_celery.delivery.presence import About, Presence, SlotSeen, model_version, seen
 from cog_celery.delivery.stream import TICKET_VERSION, Held, Queue, Ticket, life
-from cog_celery.errors import CogCeleryError, ServerError, ServerLost, UsageError
+from cog_celery.errors import CogCeleryError, ServerError, ServerLost, SetupError, UsageError
 from cog_celery.files.input_cache import InputCache
 from cog_celery.files.outputs import Uploader
+from cog_celery.gpus.assigning import shares
+from cog_celery.gpus.monitor import Monitor
 from cog_celery.heartbeat import EVERY, Heartbeat, State
 from cog_celery.runners.environment import model_environment
 from cog_celery.runners.guardian import Guardian
@@ -49,6 +51,7 @@ from cog_celery.worker.draining import drain
 from cog_celery.worker.keeper import Keeper
 from cog_celery.worker.probing import Probe
 from cog_celery.worker.revoked import Revoked
+from cog_celery.worker.roster import Roster
 
 if TYPE_CHECKING:
     from cog_celery.telemetry.metrics import MetricsServer, WorkerMetrics
@@ -85,19 +88,17 @@ class Node:
         self.life = life(settings.name)
         self.exit_code = 0
         self.draining = threading.Event()
-        self._assigned = gpus.assign(
-            settings.gpus,
-            slots=settings.slots,
-            slots_per_gpu=settings.slots_per_gpu,
-            gpus_per_slot=settings.gpus_per_slot,
-            outer=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        )
+        self._shares = shares(settings, os.environ)
+        devices = {device.id: device for share in self._shares for device in share.devices}
+        self._monitor = Monitor(list(devices.values()))
+        self._watched = bool(devices)
+        """Whether there are GPUs of which it is known that they are its own."""
         self.refused = Refusals()
         """What came from the broker and was not let in."""
         self.slots: list[Slot] = []
         self._runners: list[RespawningRunner] = []
         self._most_at_once = most_at_once(settings.model_dir, os.environ)
-        self.slots_wanted = len(self._assigned) * self._most_at_once
+        self.slots_wanted = len(self._shares) * self._most_at_once
         """As many as there can be; how many a model predicts at once is known when it is loaded."""
         self._well = True
         self._outage = Outage("Redis")
@@ -257,29 +258,34 @@ class Node:
         presence.start()
         shop = self._make_shop()
         runners = self._make_runners(shop)
+        roster = self._roster = Roster(runners, self.slots, self._monitor, self._changed, self._fail)
+        if self._watched:
+            self._monitor.open()  # what is lost already is not to be set up
+            self._start_thread(partial(self._monitor.run, self._closed, roster.update), "gpus")
         self._report.begin()
-        with ThreadPoolExecutor(len(runners), thread_name_prefix="setup") as pool:
-            setups = [pool.submit(runner.set_up) for runner in runners]
-        failures = [error for setup in setups if (error := setup.exception()) is not None]
-        if failures and self.draining.is_set():
-            return  # we killed them
-        self._report.end(None if not failures else str(failures[0]))
-        if failures:
+        try:
+            all_ready = roster.set_up()
+        except (SetupError, OSError) as error:
+            if self.draining.is_set():
+                return  # we killed them
+            self._report.end(str(error))
             self._count_failed_setup()
-            raise failures[0]
-        for setup in setups:
-            count_setup(self.queue, self._link, setup.result().setup_time)
+            raise
+        self._report.end(None)
+        for ready in all_ready:
+            count_setup(self.queue, self._link, ready.setup_time)
             if self._metrics is not None:
-                self._metrics.set_up(setup.result().setup_time)
-        slots = self._make_slots(shop, [setup.result().concurrency for setup in setups])
+                self._metrics.set_up(ready.setup_time)
+        # A model predicts as many at once on each of its GPUs.
+        slots = self._make_slots(shop, all_ready[0].concurrency)
         if not self._insist(self._group_is_there):
             return
         about = {
             "tickets": TICKET_VERSION,  # read by TAKE, and first: what comes behind it may hold anything
             "worker": settings.name,
             "slots": len(slots),
-            "gpus": self._assigned,
-            "inputs": setups[0].result().inputs,
+            "gpus": [share.visible for share in self._shares],
+            "inputs": all_ready[0].inputs,
         }
         keeper = Keeper(
             *(self.queue, self._keeper_link, self.life, slots, agreed.lease, self._guardian),
@@ -292,17 +298,31 @@ class Node:
             return
         self._start_thread(partial(keeper.run, self._closed), "keeper")
         reporting.set_ready_file(True)
+        roster.update()
         for slot in slots:
-            slot.begin()
+            if slot.takes_work:
+                slot.begin()
         self._keeper = keeper
         presence.changed()
-        if any(setup.result().healthcheck for setup in setups):
+        if any(ready.healthcheck for ready in all_ready):
             self._start_thread(partial(wellness.watch, slots, self._closed, self._set_well), "health")
-        log.info("worker %s is ready: %d slots on queue %s", self.life, len(slots), self.queue.name)
+        count = sum(slot.takes_work for slot in slots)
+        told = f"{count} slots" if count == len(slots) else f"{count} of {len(slots)} slots"
+        log.info("worker %s is ready: %s on queue %s", self.life, told, self.queue.name)
+
+    def _changed(self) -> None:
+        if self._presence is not None:
+            self._presence.changed()
+
+    def _setup_failed(self, name: str) -> None:
+        if self._metrics is not None:
+            self._metrics.setup_failed(name)
 
     def about(self) -> About:
         """What this process says of itself."""
-        slots = tuple(map(seen, self.slots)) or tuple(SlotSeen("restarting", gpu) for gpu in self._assigned)
+        slots = tuple(map(seen, self.slots)) or tuple(
+            SlotSeen("restarting", share.label, devices=share.visible) for share in self._shares
+        )
         return About(
             role="worker",
             name=self.settings.name,
@@ -316,11 +336,11 @@ class Node:
     def _serve_metrics(self, port: int) -> None:
         from cog_celery.telemetry.metrics import MetricsServer, WorkerMetrics  # only those who want them pay for them
 
-        gauges = gpus.Gauges(gpus_of([SlotSeen(gpu=gpu) for gpu in self._assigned]))
-        self._metrics = WorkerMetrics(
-            self.queue.name, self.about, lambda: self._keeper is not None and self._keeper.reached, gauges
-        )
+        self._metrics = WorkerMetrics(self.queue.name, self.about, self._reached, self._monitor)
         self._metrics_server = MetricsServer(port, self._metrics.registry)
+
+    def _reached(self) -> bool:
+        return self._keeper is not None and self._keeper.reached
 
     def _restarted(self, took: float) -> None:
         if self._metrics is not None:
@@ -351,28 +371,33 @@ class Node:
             on_setup_lines=self._report.lines,
             on_finished=self._finished,
             on_restarted=self._restarted,
-            on_broken=self._fail,
+            on_setup_failed=self._setup_failed,
+            on_out=lambda: self._roster.update(),
         )
 
     def _make_runners(self, shop: Workshop) -> list[RespawningRunner]:
         settings = self.settings
         withheld: list[str] = []
-        for index, gpu in enumerate(self._assigned):
+        for index, share in enumerate(self._shares):
+            # Without the order, CUDA counts the fastest first, and nvidia-smi by place: an index would be another GPU.
+            order = "PCI_BUS_ID" if share.devices else None
             environment, withheld = model_environment(
                 os.environ,
                 settings.model_env,
-                {"CUDA_VISIBLE_DEVICES": gpu},
+                {"CUDA_VISIBLE_DEVICES": share.visible, "CUDA_DEVICE_ORDER": order},
                 other_interpreter=settings.python != sys.executable,
             )
-            self._runners.append(RespawningRunner(f"runner {index}", shop, environment, self._most_at_once))
+            self._runners.append(
+                RespawningRunner(f"runner {index}", shop, environment, self._most_at_once, share, self._monitor)
+            )
         if withheld:
             log.info("not passed on to the model: %s (--model-env NAME passes one on)", ", ".join(withheld))
         return self._runners
 
-    def _make_slots(self, shop: Workshop, seats: Sequence[int]) -> list[Slot]:
-        for runner, gpu, count in zip(self._runners, self._assigned, seats, strict=True):
-            for seat in range(count):
-                self.slots.append(Slot(len(self.slots), self.life, shop, runner, seat, gpu))
+    def _make_slots(self, shop: Workshop, seats: int) -> list[Slot]:
+        for runner in self._runners:
+            for seat in range(seats):
+                self.slots.append(Slot(len(self.slots), self.life, shop, runner, seat, runner.share))
         self.slots[0].alone = len(self.slots) == 1
         return self.slots
 

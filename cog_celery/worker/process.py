@@ -23,7 +23,7 @@ from cog_celery.delivery.link import Link
 from cog_celery.delivery.stream import Queue
 from cog_celery.errors import ServerLost
 from cog_celery.settings import Settings
-from cog_celery.telemetry import traces
+from cog_celery.telemetry import logs, traces
 from cog_celery.telemetry.rows import node_name
 from cog_celery.worker.admission import refuse_compression
 from cog_celery.worker.node import Node
@@ -101,8 +101,10 @@ class Worker(CeleryWorker):  # type: ignore[misc]
             node().stop_soon()
 
     def setup_logging(self, colorize: bool | None = None) -> Any:
-        # The command line may have set it up.
-        done = bool(logging.getLogger().handlers) or super().setup_logging(colorize)
+        done = bool(logging.getLogger().handlers)  # our command line has set it up
+        if not done:  # as `celery worker`: level and file are its options', the lines are ours
+            done = super().setup_logging(colorize)
+            logs.take_over(self.node.settings.log_format)
         if not logging.getLogger().isEnabledFor(logging.DEBUG):
             for name, level in QUIET.items():
                 logging.getLogger(name).setLevel(level)

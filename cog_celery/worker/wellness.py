@@ -33,7 +33,7 @@ def watch(slots: Sequence[Slot], closed: threading.Event, on_change: Callable[[b
                     log.error("the model of slot %d is not well, the slot takes nothing: %s", slot.index, slot.sick)
                 was[slot.index] = slot.sick
             slot.heed_health()
-        if any(slot.sick is None for slot in slots) != able:
+        if any(slot.takes_work for slot in slots) != able:
             able = not able
             on_change(able)
         if closed.wait(PAUSE):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 
-from tests.conftest import FleetFactory
+from tests.conftest import FleetFactory, missing
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
 from tests.support.processes import wait_until
@@ -165,6 +168,64 @@ def slowly(seconds: float) -> Any:
         handler.answer(200)
 
     return reply
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 2 MB, and for 64 files and folders."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=64", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        missing("leave to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "what"), [("reads_file", "The input file in a data: URL"), ("gives_out", "An output file")]
+)
+def test_a_full_disk_fails_what_needs_it_as_the_platforms_fault_and_the_slot_goes_on(
+    small_disk: Path, fleet: FleetFactory, tmp_path: Path, model: str, what: str
+) -> None:
+    served = fleet(model, env={"TMPDIR": str(small_disk)})
+    (tmp_path / "large").write_bytes(b"x" * 4_000_000)
+    large, small = {"how": "yields as_is", "path": str(tmp_path / "large")}, {"how": "text", "path": "x"}
+    if model == "reads_file":
+        large, small = {"file": "data:," + "x" * 4_000_000}, {"file": "data:,x"}
+    for _ in range(2):
+        snapshot = served.producer.predict(large)
+        assert snapshot["error"] == (
+            f"{what} could not be stored: No space left on device. Make room on the worker's disk for temporary files."
+        )
+        assert snapshot["logs"] == []
+        assert served.producer.predict(small)["status"] == "succeeded"
+    wait_until(lambda: served.log().count("PlatformError") == 2, "both failures to be told of")
+    assert not list(small_disk.rglob("large*")), "it takes up no room afterwards"
+    if model == "reads_file":
+        with suppress(OSError):
+            for number in range(100):
+                (small_disk / str(number)).touch()
+        assert served.producer.predict(small)["error"] == (
+            "The input files could not be stored: No space left on device. "
+            "Make room on the worker's disk for temporary files."
+        )
+        [heartbeat] = small_disk.glob("cog-celery-*/worker-*.json")
+        beat = json.loads(heartbeat.read_bytes())["at"]
+        wait_until(lambda: json.loads(heartbeat.read_bytes())["at"] > beat, "the next heartbeat all the same")
+        (small_disk / "0").unlink()
+        (small_disk / "1").unlink()
+        (small_disk / "2").unlink()
+        assert served.producer.predict(small)["status"] == "succeeded"
+
+
+def test_a_temporary_folder_that_a_cleaner_has_taken_is_made_again(fleet: FleetFactory, tmp_path: Path) -> None:
+    one = fleet("reads_file", env={"TMPDIR": str(tmp_path)})
+    [folder] = tmp_path.glob("cog-celery-runner-*")
+    pid = runner(one)
+    folder.rmdir()
+    assert one.producer.predict({"file": "data:,x"})["status"] == "succeeded"
+    assert (runner(one), folder.stat().st_mode & 0o777) == (pid, 0o700)
 
 
 def test_a_prediction_that_was_over_in_time_is_not_timed_out_by_its_slow_upload(fleet: FleetFactory) -> None:

@@ -21,7 +21,7 @@ from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
 from tests.support.oracle import Oracle, Verdict, journal_env
 from tests.support.processes import Child, wait_until
-from tests.support.producer import Request
+from tests.support.producer import Producer, Request
 from tests.support.servers import RedisServer
 
 pytestmark = pytest.mark.ours
@@ -59,7 +59,9 @@ class World:
             env=journal_env(journal),
             lease=LEASE,
             cancel_grace=0.3,
+            priority=True,
         )
+        self.lane = Producer(server.client, f"{self.fleet.queue}.high")
         self.oracle = Oracle(monitor, journal, self.fleet.queue)
         self.fleet.start()
         self.bridges = list(self.fleet.bridges)
@@ -73,7 +75,9 @@ class World:
     def ask(self, action: str, seconds: float = 0.02, **fields: Any) -> Request:
         number = len(self.sent)
         input = {"action": action, "n": 2, "seconds": seconds, "text": f"request {number}: {action}"}
-        request = self.oracle.sent(self.fleet.producer.send(input, **fields))
+        lane = number % 3 == 0
+        producer = self.lane if lane else self.fleet.producer
+        request = self.oracle.sent(producer.send(input, **fields), lane=lane)
         self.sent.append((action, request))
         return request
 

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from cog_celery.cli import main as cli
 from cog_celery.delivery.dead import DeadLetters
 from cog_celery.delivery.link import Link
-from cog_celery.delivery.stream import Delivery, Queue
+from cog_celery.delivery.stream import Delivery, Entry, Queue
 from cog_celery.errors import ServerError
 from tests.support.fleet import Fleet
 from tests.support.servers import RedisServer
@@ -48,7 +48,8 @@ class Buried:
         pairs = [(b"value", fields)] if isinstance(fields, bytes) else fields
         entry = self.link.call("XADD", self.queue.name, "*", *(part for pair in pairs for part in pair)).decode()
         self.link.call("XREADGROUP", "GROUP", self.queue.name, OWNER, "STREAMS", self.queue.name, ">")
-        assert self.queue.bury(self.link, Delivery(entry, 1, None), OWNER, None, b"", reason) is True
+        delivery = Delivery(Entry(self.queue.name, entry), 1, None)
+        assert self.queue.bury(self.link, delivery, OWNER, None, b"", reason) is True
         return self.ids()[-1]
 
     def ids(self) -> list[str]:

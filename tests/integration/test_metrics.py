@@ -28,12 +28,16 @@ CANARY = "canary-4111111111111111"
 Scraped = dict[str, list[tuple[dict[str, str], float]]]
 
 
-def scrape(port: int) -> Scraped:
+def page(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
+        text: str = answer.read().decode()
     assert CANARY not in text
+    return text
+
+
+def scrape(port: int) -> Scraped:
     seen: Scraped = {}
-    for family in text_string_to_metric_families(text):
+    for family in text_string_to_metric_families(page(port)):
         for sample in family.samples:
             seen.setdefault(sample.name, []).append((sample.labels, sample.value))
     return seen
@@ -173,13 +177,27 @@ def test_the_dashboard_can_be_imported() -> None:
     assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "queue"}
 
 
-def promtool(*arguments: str | Path) -> str:
+def promtool(*arguments: str | Path, input: str = "") -> str:
     program = shutil.which("promtool")
     if program is None:
         missing("promtool, of the package prometheus,")
-    done = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=30, check=False)
+    command = [str(program), *arguments]
+    done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
+
+
+def test_names_types_and_units_are_as_prometheus_has_them(watched: Watched) -> None:
+    for port in (watched.bridge_port, watched.worker_port):
+        assert promtool("check", "metrics", input=page(port)) == ""
+
+
+def test_every_query_of_the_dashboard_is_promql(tmp_path: Path) -> None:
+    queries = [expression.replace("$__rate_interval", "5m") for _, expression in expressions()]
+    rules = [{"record": f"query_{number}", "expr": query} for number, query in enumerate(queries)]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "x", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in promtool("check", "rules", file)
 
 
 def test_the_alerts_are_valid_and_fire_when_they_should() -> None:

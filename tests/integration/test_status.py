@@ -218,6 +218,22 @@ def test_no_line_is_wider_and_no_screen_higher_than_the_terminal(
     assert lines[0].startswith("queue")
 
 
+def test_a_screen_is_used_to_its_last_line(working: Fleet, busy: list[Request], redis_server: RedisServer) -> None:
+    with redis.Redis.from_url(redis_server.url, protocol=2) as client:
+        queues = Look(client).queues([working.queue, "nowhere"])
+
+    def lines(height: int | None) -> list[str]:
+        console = Console(width=90, highlight=False, force_terminal=True, color_system=None)
+        with console.capture() as captured:
+            console.print(status_view.screen(queues, width=90, height=height))
+        return captured.get().splitlines()
+
+    whole = lines(None)
+    assert lines(len(whole)) == whole and "nowhere: it does not exist" in whole[-1]
+    smaller = lines(len(whole) - 1)
+    assert len(smaller) < len(whole) and any(" more " in line for line in smaller)
+
+
 def test_on_a_terminal_it_is_watched_until_ctrl_c(working: Fleet, redis_server: RedisServer) -> None:
     main, side = pty.openpty()
     ioctl(side, TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
-from tests.support.otlp import Collector, Node, collector, traceparent
+from tests.support.otlp import Collector, Node, Seen, collector, traceparent
 from tests.support.processes import wait_until
 from tests.support.producer import Request
 from tests.support.servers import RedisServer
@@ -25,7 +25,8 @@ PRODUCER = "b7ad6b7169203331"
 """The span that requests come from."""
 SECRETS = {name: f"canary-{name}-5f0c" for name in ("input", "query", "password", "header", "environment")}
 TURN, DISPATCH = "run/cog_celery.turn", "apply_async/cog_celery.turn"
-MESSAGE, PREDICT, COMMIT = "redis_queue.process_message", "predictor.predict", "redis_queue.commit"
+MESSAGE, PREDICT = "redis_queue.process_message", "predictor.predict"
+UPLOAD, COMMIT = "redis_queue.upload", "redis_queue.commit"
 
 
 def otel(endpoint: str, protocol: str = "http/protobuf", **more: str) -> dict[str, str]:
@@ -56,24 +57,38 @@ class Traced:
         """Wait for the end of the turn: what comes next comes with a ticket."""
         wait_until(lambda: self.fleet.credits() == 1, "the slot to be idle")
 
-    def message(self, trace: str, timeout: float = 10.0) -> Node:
-        """The node of the trace's message, with what is below it."""
-        self.got.wait_for(lambda: self._messages(trace), timeout)
-        return self._messages(trace)[-1]
-
-    def _messages(self, trace: str) -> list[Node]:
-        def below(nodes: list[Node]) -> Iterator[Node]:
-            for node in nodes:
-                yield node
-                yield from below(node.children)
-
-        return [node for node in below(self.got.tree(trace)) if node.span.name == MESSAGE]
+    def message(self, trace: str) -> Node:
+        """The node of the trace's message, with what is below it; above it is what is to be there."""
+        return message(self.got, trace)
 
     def predicted(self, input: dict[str, Any], **fields: Any) -> tuple[dict[str, Any], Node]:
         """A response, and the node of its message."""
         trace = uuid.uuid4().hex
         response = self.fleet.producer.wait(self.send(trace, input, **fields))
         return response, self.message(trace)
+
+
+def message(got: Collector, trace: str) -> Node:
+    """The node of the trace's one message, in the whole tree: the turn that came with its ticket is above it, and what
+    was sent to a turn that went on is linked to that.
+    """
+    got.wait_for(lambda: [span for span in got.of_trace(trace) if span.name == MESSAGE])
+    [span] = [span for span in got.of_trace(trace) if span.name == MESSAGE]
+    turns: Callable[[], list[Seen]] = lambda: [  # noqa: E731
+        one for one in got.spans if one.name == TURN and (one.id == span.parent or (one.trace, one.id) in span.links)
+    ]
+    got.wait_for(turns)
+    if span.links:
+        [root] = got.tree(trace)
+        assert root.span == span and span.parent == PRODUCER
+        return root
+    got.wait_for(lambda: DISPATCH in [one.name for one in got.of_trace(trace)])
+    [root] = got.tree(trace)
+    assert root.shape()[0] == DISPATCH and root.span.parent == PRODUCER
+    [turn] = root.children
+    [node] = turn.children
+    assert turn.span == turns()[0] and node.span == span
+    return node
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +117,20 @@ def test_a_worker_s_start_is_a_trace(traced: Traced) -> None:
     assert setup.scope == "cog" and setup.resource["service.name"] == "the-model"
     start, model = tree.children[0].span, tree.children[0].children[0].span
     assert setup.start <= start.start <= model.start <= model.end <= start.end <= setup.end
+
+
+def test_a_setup_that_fails_is_an_error_on_each_of_its_spans(fleet: FleetFactory) -> None:
+    with collector() as got:
+        broken = fleet("setup_raises", start=False)
+        worker = broken.start_worker(env=otel(got.grpc, "grpc"))
+        assert worker.wait() == 1
+        broken.discard()
+        [tree] = [root for span in got.spans[:1] for root in got.tree(span.trace)]
+        assert tree.shape() == ("redis_queue.setup", [("runner.start", ["predictor.setup"])])
+        for span in (tree.span, tree.children[0].span, tree.children[0].children[0].span):
+            assert span.status == ("ERROR", "SetupError")
+            assert span.events[-1] == ("exception", {"exception.type": "SetupError"})
+        assert b"no weights here" not in b"".join(got.bodies)
 
 
 def test_the_first_prediction_of_a_turn_is_below_the_turn_and_the_next_one_is_linked_to_it(traced: Traced) -> None:
@@ -179,6 +208,17 @@ def test_an_error_is_recorded_on_the_prediction_and_its_message(
     assert message.span.event_names == [*events, "exception"]
 
 
+def test_a_runner_that_is_started_again_is_a_trace_of_its_own(traced: Traced) -> None:
+    before = len(roots(traced.got, "runner.start"))
+    traced.predicted({"mode": "kills_itself"})
+    traced.got.wait_for(lambda: len(roots(traced.got, "runner.start")) > before)
+    assert roots(traced.got, "runner.start")[-1].shape() == ("runner.start", ["predictor.setup"])
+
+
+def roots(got: Collector, name: str) -> list[Node]:
+    return [root for span in got.spans if span.name == name and not span.parent for root in got.tree(span.trace)]
+
+
 def test_a_refused_input_is_an_error_without_a_prediction(traced: Traced) -> None:
     response, message = traced.predicted({"mode": "hello", "count": SECRETS["input"]})
     assert response["status"] == "failed"
@@ -212,8 +252,8 @@ def test_an_upload_has_a_span_and_carries_the_context_of_its_message(traced: Tra
     response, message = traced.predicted({"mode": "a_file"}, tracestate="vendor=x")
     assert response["status"] == "succeeded"
     names = [node.span.name for node in message.children]
-    assert sorted(names) == [PREDICT, COMMIT, "redis_queue.upload"]
-    upload = message.children[names.index("redis_queue.upload")].span
+    assert sorted(names) == [PREDICT, COMMIT, UPLOAD]
+    upload = message.children[names.index(UPLOAD)].span
     assert upload.attributes == {"bytes": len(SECRETS["input"])} and upload.status == ("UNSET", "")
     headers = traced.web.seen[-1].headers
     assert headers["traceparent"] == f"00-{message.span.trace}-{message.span.id}-01"
@@ -225,7 +265,7 @@ def test_a_refused_upload_is_not_the_predictor_s_error(traced: Traced) -> None:
     response, message = traced.predicted({"mode": "a_file"})
     assert response["status"] == "failed"
     status = {node.span.name: node.span.status[0] for node in message.children}
-    assert status == {PREDICT: "UNSET", "redis_queue.upload": "ERROR", COMMIT: "UNSET"}
+    assert status == {PREDICT: "UNSET", UPLOAD: "ERROR", COMMIT: "UNSET"}
     assert message.span.status == ("ERROR", "PlatformError")
 
 
@@ -250,9 +290,11 @@ def test_a_producer_s_decision_not_to_sample_holds(traced: Traced) -> None:
     assert traced.got.of_trace(unsampled) == []
 
 
-def test_nothing_secret_is_exported(traced: Traced) -> None:
+def test_nothing_secret_is_exported_and_no_polling_is_seen(traced: Traced) -> None:
     """What all tests above have sent."""
     assert len(traced.got.spans) > 30
+    starts = {"redis_queue.setup", "runner.start", "predictor.setup"}
+    assert {span.name for span in traced.got.spans} - starts == {DISPATCH, TURN, MESSAGE, PREDICT, UPLOAD, COMMIT}
     assert any(SECRETS["header"] in headers.get("authorization", "") for headers in traced.got.headers)
     bodies = b"".join(traced.got.bodies)
     assert [name for name, secret in SECRETS.items() if secret.encode() in bodies] == []
@@ -263,7 +305,7 @@ def test_nothing_secret_is_exported(traced: Traced) -> None:
 
 def test_a_retry_on_another_worker_belongs_to_the_same_trace_and_its_story_is_told(fleet: FleetFactory) -> None:
     with collector() as got:
-        pair = fleet("modes", start=False, workers=2, lease=1, log_format="json")
+        pair = fleet("modes", start=False, workers=2, lease=1, log_format="json", predict_timeout=2)
         pair.start_bridge(env=otel(got.http))
         for _ in range(2):
             pair.start_worker(env=otel(got.grpc, "grpc"))
@@ -295,6 +337,21 @@ def test_a_retry_on_another_worker_belongs_to_the_same_trace_and_its_story_is_to
         [finished] = [line for line in story if line["event"] == "finished"]
         assert finished["outcome"] == "succeeded" and 1 <= finished["predict_time"] < 1.5
         assert all(json.loads(line)["level"] for line in lines), "every line is an object"
+
+        # The worker that is left speaks gRPC: what comes this way is the same.
+        cases: list[tuple[dict[str, Any], list[str], str]] = [
+            ({"mode": "hello"}, [PREDICT, COMMIT], "UNSET"),
+            ({"mode": "yields", "seconds": 0.01}, [PREDICT, COMMIT], "UNSET"),
+            ({"mode": "hello", "count": "many"}, [COMMIT], "ERROR"),
+            ({"mode": "fails"}, [PREDICT, COMMIT], "ERROR"),
+            ({"mode": "sleeps", "seconds": 30}, [PREDICT, COMMIT], "ERROR"),
+            ({"mode": "kills_itself"}, [PREDICT, COMMIT], "ERROR"),
+        ]
+        for input, below, status in cases:
+            trace = uuid.uuid4().hex
+            pair.producer.wait(pair.producer.send(input, traceparent=traceparent(trace, PRODUCER)))
+            node = message(got, trace)
+            assert (node.shape(), node.span.status[0]) == ((MESSAGE, below), status), input
 
 
 def test_a_collector_in_trouble_has_no_effect_on_predictions(fleet: FleetFactory) -> None:

@@ -233,6 +233,10 @@ def test_limits_are_settings(fleet: FleetFactory) -> None:
     logs = limited.producer.wait(request)["logs"]
     assert logs[:5] == [f"{'x' * 90} {i}" for i in range(5)]
     assert len(logs) == 6 and "bytes" in logs[-1], "one line says how much was left out"
+    limited.producer.predict({"mode": "prints_and_yields", "text": "y" * 90, "count": 20, "seconds": 0.03})
+    wait_until(lambda: "prints more than --max-log-bytes: the rest is left out here" in limited.log(), "a line of it")
+    assert f"{'y' * 90} 4" in limited.log()
+    assert f"{'y' * 90} 19" not in limited.log()
     assert 0 < limited.client.ttl(request.response_queue) <= 60
     large = limited.producer.send({"mode": "hello", "text": "x" * 5000})
     assert "5000" in limited.producer.wait(large)["error"]
@@ -241,13 +245,25 @@ def test_limits_are_settings(fleet: FleetFactory) -> None:
 def test_the_same_worker_starts_as_a_plain_celery_worker(fleet: FleetFactory) -> None:
     plain = fleet("modes", start=False)
     plain.start_bridge()
-    celery = [sys.executable, "-m", "celery", "-A", "cog_celery", "worker"]
+    celery = [sys.executable, "-m", "celery", "-A", "cog_celery", "worker", "-l", "info"]
     options: dict[str, str | int] = {"queue": plain.queue, "model_dir": str(plain.model), "slots": 2}
+    options["log_format"] = "json"
     plain.workers.append(plain.start_child("celery", celery, options=options))
     plain.slots = 2
     plain.wait_ready(1)
     requests = [plain.producer.send({"mode": "identity", "seconds": 0.2}) for _ in range(4)]
     assert len({plain.producer.wait(request)["output"]["pid"] for request in requests}) == 2
+    printing = plain.producer.send({"mode": "prints", "text": "a line", "count": 1})
+    plain.producer.wait(printing)
+
+    def story() -> list[dict[str, Any]]:
+        lines = plain.workers[0].text().splitlines()
+        told = [json.loads(line) for line in lines if line.startswith("{")]
+        return [line for line in told if line.get("prediction_id") == printing.id]
+
+    wait_until(lambda: len(story()) == 2, "its lines in the log")
+    assert [line["event"] for line in story()] == ["model", "finished"]
+    assert story()[0]["message"] == "a line 0"
 
 
 def test_the_file_ready_exists_exactly_while_the_worker_can_take_work(fleet: FleetFactory) -> None:

@@ -16,7 +16,7 @@ from cog_celery.delivery.link import Link, SharedLink
 from cog_celery.delivery.prediction import Prediction
 from cog_celery.delivery.requests import PredictionRequest
 from cog_celery.delivery.snapshots import Cog04
-from cog_celery.delivery.stream import RELEASED, Delivery, Queue
+from cog_celery.delivery.stream import RELEASED, Delivery, Entry, Queue
 from cog_celery.errors import Canceled, UploadError
 from cog_celery.files.cancel import Cancel
 from cog_celery.files.http_client import Client
@@ -291,7 +291,7 @@ class Attempt:
         self.entry: str = entry.decode()
         request = PredictionRequest(response_queue="r", output_upload_urls=[web.url + "/0", web.url + "/1"])
         self.outlet = SlotOutlet(
-            *(queue, link, SLOT, Delivery(self.entry, 1, value), request, Prediction(), Cog04()),
+            *(queue, link, SLOT, Delivery(Entry(queue.name, self.entry), 1, value), request, Prediction(), Cog04()),
             Uploader(None, client=Client(LOCAL)),
             SharedLink(link),
             None,

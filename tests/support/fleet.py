@@ -124,10 +124,17 @@ class Fleet:
         return self
 
     def start_command(
-        self, what: str, /, *arguments: str, env: Mapping[str, str] | None = None, **options: Option
+        self,
+        what: str,
+        /,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        through: Sequence[str] = (),
+        **options: Option,
     ) -> Child:
-        """`python -m cog_celery …` with this fleet's variables, and `env` over them."""
-        return self.start_child(what, [sys.executable, "-m", "cog_celery", *arguments], options=options, env=env)
+        """`python -m cog_celery …` with this fleet's variables, and `env` over them, behind the words `through`."""
+        command = [*through, sys.executable, "-m", "cog_celery", *arguments]
+        return self.start_child(what, command, options=options, env=env)
 
     def start_child(
         self,
@@ -145,14 +152,19 @@ class Fleet:
         self.children.append(child)
         return child
 
-    def start_bridge(self, *, env: Mapping[str, str] | None = None, **options: Option) -> Child:
-        child = self.start_command("bridge", "bridge", "--queue", self.queue, env=env, **options)
+    def start_bridge(
+        self, *, env: Mapping[str, str] | None = None, through: Sequence[str] = (), **options: Option
+    ) -> Child:
+        child = self.start_command("bridge", "bridge", "--queue", self.queue, env=env, through=through, **options)
         self.bridges.append(child)
         return child
 
-    def start_worker(self, *, env: Mapping[str, str] | None = None, **options: Option) -> Child:
+    def start_worker(
+        self, *, env: Mapping[str, str] | None = None, through: Sequence[str] = (), **options: Option
+    ) -> Child:
         options.setdefault("name", f"w{len(self.workers)}-{self.queue}")
-        child = self.start_command("worker", "worker", str(self.model), "--queue", self.queue, env=env, **options)
+        command = ("worker", str(self.model), "--queue", self.queue)
+        child = self.start_command("worker", *command, env=env, through=through, **options)
         self.workers.append(child)
         return child
 

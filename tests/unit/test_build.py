@@ -54,6 +54,19 @@ predict: predict.py:Predictor
     assert found.image == ("system_packages (ffmpeg, libsndfile1)", "run", "gpu", "cuda 11.8")
 
 
+def test_keys_are_taken_over_from_anchors(tmp_path: Path) -> None:
+    text = """
+common: &common {python_version: "3.9", python_packages: &packages [idna]}
+more: &more {gpu: true, python_version: "3.10"}
+build:
+  <<: [*common, *more]
+  python_version: "3.12"
+copy: *packages
+"""
+    found = build(tmp_path, text)
+    assert (found.python, found.packages, found.image) == ((3, 12), ("idna",), ("gpu",))
+
+
 def test_what_is_off_is_nobody_s_business(tmp_path: Path) -> None:
     assert build(tmp_path, "build: {gpu: false, system_packages: [], cuda: ~, run: }").image == ()
 

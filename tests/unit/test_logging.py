@@ -21,7 +21,7 @@ from cog_celery.telemetry.traces import NO_TRACE
 from tests.support.web import closed_port
 
 ABOUT = logs.About("an-id", "q", "1795369588622-0", 2, 0, "1" * 32)
-HOSTILE = "2026-01-01T00:00:00.000Z INFO cog_celery.worker.node: all is well\r\n\x1b[2J \u2028 \ud800 ü"
+HOSTILE = "2026-01-01T00:00:00.000Z INFO cog_celery.worker.node: all is well\r\n\x1b[2J \x9b2J \u202e \u2028 \ud800 ü"
 
 
 def written(formatter: logging.Formatter, write: Callable[[logging.Logger], object]) -> list[str]:
@@ -77,6 +77,7 @@ def test_whatever_a_message_has_in_it_it_is_one_line(text: str) -> None:
     [line] = written(logs.TextLines(), lambda log: log.info("%s", text))
     assert line.isprintable() or "\t" in text
     [line] = written(logs.JsonLines(), lambda log: log.info("%s", text))
+    assert line.isprintable() or line.isascii()
     assert json.loads(line)["message"].encode(errors="replace") == text.encode(errors="replace")
 
 
@@ -165,6 +166,58 @@ def test_what_is_neither_the_model_s_nor_a_file_s_is_overhead() -> None:
     assert round(finished(outcome="succeeded", uploads=behind).overhead, 3) == 0.01
     assert finished(outcome="failed", predicting=None, predict_time=None).overhead == 0.25
     assert finished(outcome="failed", received=at + 1).duration == 0.0, "a clock may be set back"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("format", "stream", "is_json"),
+    [
+        ("auto", Terminal(), False),
+        ("auto", io.StringIO(), True),
+        ("json", Terminal(), True),
+        ("text", io.StringIO(), False),
+    ],
+)
+def test_whoever_logs_already_writes_our_lines(
+    format: str, stream: io.StringIO, is_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(stream)])
+    before = logging.logThreads, logging._srcfile
+    try:
+        logs.take_over(format)
+        logging.getLogger("cog_celery.x").warning("it runs")
+    finally:
+        logging.logThreads, logging._srcfile = before
+        logging.logProcesses = logging.logMultiprocessing = True
+    assert stream.getvalue().startswith("{") is is_json and stream.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize(("level", "lines"), [("debug", 3), ("info", 3), ("warning", 1), ("error", 0)])
+def test_the_level_decides_which_ends_of_predictions_are_told(level: str, lines: int) -> None:
+    stream, heeded = io.StringIO(), list[Finished]()
+    logger = logging.getLogger("cog_celery.predictions")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.JsonLines())
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    try:
+        telling = Telling(heeded.append)
+        for more in ({"outcome": "succeeded"}, {"outcome": "failed", "fault": "model"}, PLATFORM, {"outcome": "stale"}):
+            telling.add(finished(**more), NO_TRACE)
+        telling.start()
+        telling.close()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    assert stream.getvalue().count("\n") == lines
+    assert len(heeded) == 4, "metrics are not a matter of levels"
+
+
+PLATFORM = {"outcome": "failed", "fault": "platform"}
 
 
 @pytest.mark.parametrize(("format", "is_json"), [("auto", True), ("json", True), ("text", False)])

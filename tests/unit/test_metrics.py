@@ -11,7 +11,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,9 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from cog_celery.delivery.finished import Finished, Upload
 from cog_celery.delivery.presence import About, SlotSeen
 from cog_celery.errors import UsageError
-from cog_celery.gpus import Gauges
+from cog_celery.gpus.finding import Device
+from cog_celery.gpus.monitor import Monitor
 from cog_celery.telemetry import metrics
 from cog_celery.telemetry.metrics import MOST_MODEL_METRICS, BridgeMetrics, MetricsServer, WorkerMetrics
+from tests.support.gpus import Machine, uuid, without_nvml
 from tests.support.processes import wait_until
 from tests.support.servers import free_port
 
@@ -45,7 +46,7 @@ def scraped(text: str) -> Samples:
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> WorkerMetrics:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    return WorkerMetrics("q", lambda: ABOUT, lambda: True, Gauges([]))
+    return WorkerMetrics("q", lambda: ABOUT, lambda: True, Monitor())
 
 
 @pytest.fixture
@@ -177,68 +178,32 @@ def test_without_redis_a_bridge_says_so_within_a_second() -> None:
             server.close()
 
 
-class NvmlError(Exception):
-    pass
+def test_gpus_are_read_as_far_as_they_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(tmp_path, None, (1,))
+    nvml = machine.install(monkeypatch)
+    part = Device("1:1", "MIG-11aa-0000", parent=uuid(1))
+    monitor = Monitor([Device("0", uuid(0)), part, Device("7", "GPU-7")])
+    whole, instance = monitor.read()
+    assert whole == ("0", uuid(0), 3 << 30, 80 << 30, 0.25)
+    assert instance == ("1:1", part.id, 3 << 30, 10 << 30, None)
+    machine.change(0, error="GPU_IS_LOST")
+    assert [usage.label for usage in monitor.read()] == ["1:1"]
+    assert nvml.sessions == 1
+    machine.change(0, error=None)
+    assert [(usage.label, usage.uuid) for usage in Monitor().read()] == [("0", uuid(0)), ("1", uuid(1))]
 
 
-class FakeNvml(ModuleType):
-    """Two GPUs and a part of a third; `missing` are not there any more."""
-
-    NVMLError = NvmlError
-
-    def __init__(self, missing: tuple[str, ...] = ()) -> None:
-        super().__init__("pynvml")
-        self.missing = missing
-        self.opened = 0
-
-    def nvmlInit(self) -> None:
-        self.opened += 1
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
-        if index > 1:
-            raise NvmlError("Invalid Argument")
-        return str(index)
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        return uuid
-
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
-        if handle in self.missing:
-            raise NvmlError("GPU is lost")
-        return SimpleNamespace(used=3 << 30, total=80 << 30)
-
-    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:
-        if handle.startswith("MIG"):
-            raise NvmlError("Not Supported")
-        return SimpleNamespace(gpu=25, memory=1)
-
-
-def test_gpus_are_read_as_far_as_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = FakeNvml()
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    gauges = Gauges(["1", "MIG-a", "7"])
-    assert gauges.read() == [("1", 3 << 30, 80 << 30, 0.25), ("MIG-a", 3 << 30, 80 << 30, None)]
-    nvml.missing = ("1",)
-    assert [usage.id for usage in gauges.read()] == ["MIG-a"]
-    assert nvml.opened == 1
-    assert [usage.id for usage in Gauges([]).read()] == ["0"]
-
-
-@pytest.mark.parametrize("nvml", [None, "broken"])
-def test_without_nvml_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch, nvml: str | None) -> None:
-    fake: FakeNvml | None = None
-    if nvml is not None:
-        fake = FakeNvml()
-
-        def broken() -> None:
-            raise NvmlError("Driver Not Loaded")
-
-        monkeypatch.setattr(fake, "nvmlInit", broken)
-    monkeypatch.setitem(sys.modules, "pynvml", fake)
-    assert Gauges(["0"]).read() == []
+@pytest.mark.parametrize("nvml", ["none", "broken"])
+def test_without_nvml_there_are_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvml: str) -> None:
+    if nvml == "none":
+        without_nvml(monkeypatch)
+    else:
+        machine = Machine(tmp_path, None)
+        machine.state["driver"] = False
+        machine.write()
+        machine.install(monkeypatch)
+    monitor = Monitor([Device("0", uuid(0))])
+    assert monitor.read() == [] and monitor.states() == []
 
 
 def test_who_wants_no_metrics_does_not_pay_for_them() -> None:

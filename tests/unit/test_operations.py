@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cog_celery.celery import TURN
 from cog_celery.delivery.presence import About
-from cog_celery.gpus import Gauges
+from cog_celery.gpus.monitor import Monitor
+from cog_celery.telemetry import tracing
 from cog_celery.telemetry.metrics import WorkerMetrics, _queues
 
 ROOT = Path(__file__).parents[2]
@@ -65,10 +67,38 @@ def test_every_line_that_is_explained_is_one_that_is_written() -> None:
     assert not unknown
 
 
+def events() -> Iterator[str]:
+    """What lines are called in JSON."""
+    for file in sorted((ROOT / "cog_celery").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Dict(keys=[ast.Constant(value="event"), *_], values=[value, *_]):
+                    branches = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+                    yield from map(ast.literal_eval, branches)
+                case ast.Call(func=ast.Attribute(attr="Event"), args=[_, ast.Constant(value=str(name)), *_]):
+                    yield name
+
+
+def test_every_event_is_explained_and_no_other() -> None:
+    rows = [line.split("|")[1] for line in section("One prediction's story").splitlines() if line.startswith("| `")]
+    explained = [name for cell in rows for name in spans(cell)]
+    assert sorted(explained) == sorted(set(events()))
+
+
+def test_every_span_is_explained_and_no_other() -> None:
+    ours = (tracing.SETUP, tracing.RUNNER_START, tracing.MODEL_SETUP, tracing.MESSAGE, tracing.PREDICT, tracing.FETCH)
+    named = {*ours, tracing.UPLOAD, tracing.COMMIT, f"apply_async/{TURN}", f"run/{TURN}"}
+    rows = [line for line in section("Traces").splitlines() if line.startswith("| `")]
+    assert {spans(row.split("|")[1])[0] for row in rows} == named
+    text = section("Traces")
+    for event in (tracing.SPAWNING, tracing.FIRST_OUTPUT, tracing.FINAL_OUTPUT):
+        assert f"`{event}`" in text
+
+
 def test_every_metric_is_explained_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     about = About(role="worker", name="w", version="1")
-    worker = WorkerMetrics("q", lambda: about, lambda: True, Gauges([]))
+    worker = WorkerMetrics("q", lambda: about, lambda: True, Monitor())
     families = [*worker.registry.collect(), *_queues([])]
     names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     explained = set(re.findall(r"`(cog_celery_\w+)(?:\{[a-z,]+\})?`", section("Metrics")))

@@ -87,10 +87,11 @@ def test_logs_beyond_the_limit_are_counted_in_bytes_and_said() -> None:
     prediction = started(max_log_bytes=10)
     prediction.log(["12345678"])
     prediction.log(["ä" * 5])
+    prediction.log(["1", "", "ä"])
     prediction.succeed(NOON, None)
     first, last = prediction.logs
     assert first == "12345678"
-    assert "11 bytes" in last
+    assert "17 bytes" in last
 
 
 def test_a_prediction_that_yields_nothing_has_an_empty_list() -> None:

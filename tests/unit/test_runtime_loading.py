@@ -54,6 +54,11 @@ from tests.support.bare_runner import PYTHONS, BareRunner, write_model
                 }
                 text: >-
                   predict: no.py:No
+                a key: 1
+                x/y-z#1: https://h/p?a=b:c
+                größe: 2
+                3: predict
+                <<: *other
                 """
             ),
             "predict.py:Predictor",
@@ -167,6 +172,18 @@ def test_annotations_as_text_decorators_weights_and_functions_are_fine(version: 
     with BareRunner(model, PYTHONS[version]) as runner:
         assert runner.load("predict.py:later")["type"] == "ready"
         assert runner.done({})["output"] == 2
+
+
+def test_the_time_in_setup_is_told_apart_from_that_of_loading_also_when_it_fails(tmp_path: Path) -> None:
+    setup = "    def setup(self): time.sleep(0.1); {end}\n    def predict(self) -> str: return 'x'\n"
+    head = "import time\nfrom cog import BasePredictor\ntime.sleep(0.3)\nclass Predictor(BasePredictor):\n"
+    with BareRunner(write_model(tmp_path / "works", head + setup.format(end="pass"))) as runner:
+        ready = runner.load()
+        assert 0.1 <= ready["in_setup"] < 0.3 < ready["setup_time"]
+    with BareRunner(write_model(tmp_path / "fails", head + setup.format(end="1/0"))) as runner:
+        assert 0.1 <= runner.load()["in_setup"] < 0.3
+    with BareRunner(write_model(tmp_path / "unread", "1/0")) as runner:
+        assert runner.load()["in_setup"] is None
 
 
 def failed(model: Path, predict: str | None = None, **environment: str) -> tuple[str, str, str]:

@@ -10,8 +10,11 @@ import json
 import os
 import pathlib
 import tempfile
+import uuid
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from decimal import Decimal
+from ipaddress import ip_address, ip_network
 from typing import Any, Optional
 
 import pytest
@@ -114,6 +117,11 @@ class Half(float):
         (Color.RED, "red"),
         (datetime.datetime(2022, 9, 22, 14, 31, 17), "2022-09-22T14:31:17"),
         ([datetime.date(2022, 9, 22)], ["2022-09-22"]),
+        (datetime.timedelta(minutes=1, milliseconds=500), 60.5),
+        ([Decimal("1.50"), Decimal("3"), Decimal("1e2"), Decimal("NaN")], [1.5, 3, 100, None]),
+        ({"u": uuid.UUID(int=1)}, {"u": "00000000-0000-0000-0000-000000000001"}),
+        ([ip_address("::1"), ip_network("10.0.0.0/8")], ["::1", "10.0.0.0/8"]),
+        ({"d": deque([1, (2,)]), "r": range(3)}, {"d": [1, [2]], "r": [0, 1, 2]}),
         (Secret("abc"), "**********"),
         ({"token": Secret("abc")}, {"token": "**********"}),
         (Point(x=1, z=3), {"x": 1, "tags": [], "z": 3}),

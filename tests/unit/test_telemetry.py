@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -20,10 +22,13 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from cog_celery.delivery.requests import PredictionRequest
+from cog_celery.delivery.finished import Finished, Upload
+from cog_celery.delivery.requests import PredictionRequest, parse
 from cog_celery.errors import UsageError
 from cog_celery.telemetry import otlp, traces
 from cog_celery.telemetry.collecting import Outbox, Sender, senders
+from cog_celery.telemetry.traces import NO_REQUEST
+from cog_celery.telemetry.tracing import Tracing
 
 TRACE, SPAN, PARENT = bytes(range(16)), bytes(range(8)), bytes(range(8, 16))
 
@@ -95,7 +100,7 @@ def test_what_an_exporter_complains_of_is_not_in_the_log(
 )
 @example(f"00-{'A' * 32}-{'1' * 16}-01")
 def test_a_producer_s_context_is_read_as_the_standard_s_own_reader_does(traceparent: str) -> None:
-    found = traces.producer(PredictionRequest(traceparent=traceparent))
+    found = traces.producer(traceparent)
     theirs = api.get_current_span(TraceContextTextMapPropagator().extract({"traceparent": traceparent}))
     context = theirs.get_span_context()
     if traceparent != traceparent.strip(" \t\n"):
@@ -208,6 +213,68 @@ def test_a_slow_collector_costs_no_memory_no_time_and_one_line(
     ]
 
 
+@pytest.fixture
+def tracing(monkeypatch: pytest.MonkeyPatch, released: threading.Event) -> Iterator[tuple[Tracing, list[bytes]]]:
+    """Traces for a collector that takes nothing before it is released; and what it was sent."""
+    sent: list[bytes] = []
+
+    def send(body: bytes) -> bool:
+        sent.append(body)
+        return released.wait(10)
+
+    monkeypatch.setattr("cog_celery.telemetry.tracing.senders", lambda environ: [Sender("x", send, lambda: None)])
+    tracing = Tracing({"OTEL_BSP_SCHEDULE_DELAY": "1", "OTEL_BSP_MAX_QUEUE_SIZE": "500"})
+    yield tracing, sent
+    released.set()
+    tracing.close(5)
+
+
+def ended(**more: Any) -> Finished:
+    given: dict[str, Any] = {"received": 1.0, "ended": 2.0, "predicting": (1.0, 2.0), **more}
+    return Finished(queue="q", slot=0, id="x", entry="1-1", attempt=1, outcome="succeeded", **given)
+
+
+def test_what_waits_for_a_collector_keeps_neither_inputs_nor_a_model_s_own_metrics(
+    tracing: tuple[Tracing, list[bytes]],
+) -> None:
+    def deliver(number: int) -> None:
+        message = b'{"response_queue": "r", "input": {"text": "%s"}, "id": %d}' % (b"x" * 1_000_000, number)
+        delivery = tracing[0].delivery(parse(message, "q", 1 << 24))
+        delivery.end(ended(metrics=msgspec.Raw(b'{"n": "%s"}' % (b"y" * 1_000_000))))
+
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            deliver(number)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 4_000_000, "of a hundred"
+
+
+def test_a_prediction_with_thousands_of_files_has_spans_of_some(
+    tracing: tuple[Tracing, list[bytes]], released: threading.Event
+) -> None:
+    ours, sent = tracing
+    files = [Upload(1.0, 2.0, number, True) for number in range(10_000)]
+    for _ in range(200):
+        ours.delivery(NO_REQUEST).end(ended(uploads=files))
+    released.set()
+    ours.close(5)
+    assert max(map(len, sent)) < 3 << 20, "a collector refuses more than 4 MiB"
+    spans = [span for body in sent for span in spans_of(body)]
+    messages = [span for span in spans if span.name == "redis_queue.process_message"]
+    assert len(messages) == 200
+    assert sum(span.name == "redis_queue.upload" for span in spans) == 200 * 100
+    [left_out] = [pair.value.int_value for pair in messages[0].attributes if pair.key == "uploads_left_out"]
+    assert left_out == 9_900
+
+
+def spans_of(body: bytes) -> list[Any]:
+    resources = ExportTraceServiceRequest.FromString(body).resource_spans
+    return [span for resource in resources for scope in resource.scope_spans for span in scope.spans]
+
+
 def test_a_collector_that_comes_back_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     answers = iter([False, False, True, True])
 
@@ -236,7 +303,6 @@ def test_a_ticket_that_is_not_sent_leaves_nothing_behind(monkeypatch: pytest.Mon
     from opentelemetry.instrumentation.celery.utils import CTX_KEY, retrieve_task_from_sender
 
     from cog_celery.celery import app, turn
-    from cog_celery.telemetry import tracing
 
     def broken(*arguments: Any, **options: Any) -> None:
         raise ConnectionError
@@ -244,8 +310,8 @@ def test_a_ticket_that_is_not_sent_leaves_nothing_behind(monkeypatch: pytest.Mon
     ended: list[Any] = []
     producer = app.connection_for_write("memory://").Producer(auto_declare=False)
     monkeypatch.setattr(producer, "publish", broken)
-    monkeypatch.setattr(tracing, "senders", lambda environ: [])
-    ours = tracing.Tracing({})
+    monkeypatch.setattr("cog_celery.telemetry.tracing.senders", lambda environ: [])
+    ours = Tracing({})
     monkeypatch.setattr(ours._provider._active_span_processor, "on_end", ended.append)
     try:
         for _ in range(3):

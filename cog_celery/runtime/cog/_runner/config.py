@@ -14,7 +14,8 @@ from .refusal import Refused
 
 FILE = "cog.yaml"
 _KEY = re.compile(
-    r"""(?:"(?P<double>[^"\\]*)"|'(?P<single>[^']*)'|(?P<plain>[A-Za-z_][\w.-]*))[ \t]*:(?:[ \t]+(?P<value>.*))?\Z"""
+    r"""(?:"(?P<double>[^"\\]*)"|'(?P<single>[^']*)'|(?P<plain>[^\s?:,\[\]{}#&*!|>'"%@`-](?:[^:#]|:(?=\S)|(?<=\S)\#)*?))"""
+    r"""[ \t]*:(?:[ \t]+(?P<value>.*))?\Z"""
 )
 _DOUBLE = re.compile(r'"((?:[^"\\]|\\["\\/])*)"[ \t]*(?:#.*)?\Z')
 _SINGLE = re.compile(r"'((?:[^']|'')*)'[ \t]*(?:#.*)?\Z")

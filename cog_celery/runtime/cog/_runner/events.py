@@ -18,12 +18,13 @@ def hello() -> bytes:
     return _line({"type": "hello", "protocol": PROTOCOL, "python": sys.version.split()[0]})
 
 
-def ready(setup_time: float, inputs: list[Input], concurrency: int, healthcheck: bool) -> bytes:
+def ready(setup_time: float, in_setup: float, inputs: list[Input], concurrency: int, healthcheck: bool) -> bytes:
     described = [{"name": field.name, "type": field.type, "required": field.required} for field in inputs]
     return _line(
         {
             "type": "ready",
             "setup_time": round(setup_time, 6),
+            "in_setup": round(in_setup, 6),
             "inputs": described,
             "concurrency": concurrency,
             "healthcheck": healthcheck,
@@ -31,8 +32,8 @@ def ready(setup_time: float, inputs: list[Input], concurrency: int, healthcheck:
     )
 
 
-def setup_failed(kind: str, error: str) -> bytes:
-    return _line({"type": "setup_failed", "kind": kind, "error": error})
+def setup_failed(kind: str, error: str, in_setup: Optional[float]) -> bytes:
+    return _line({"type": "setup_failed", "kind": kind, "error": error, "in_setup": in_setup})
 
 
 def accepted(id: bytes, files: list[str], ignored: list[str]) -> bytes:
@@ -84,7 +85,9 @@ def done(
     files: bytes = b"",
     error: Optional[str] = None,
     metrics: bytes = b"",
+    platform: bool = False,
 ) -> bytes:
+    """`platform`: the error is not the model's."""
     parts = [b'{"type":"done","id":%b,"status":"%b"' % (id, status)]
     if output is not None:
         parts.append(b',"output":' + output)
@@ -93,6 +96,8 @@ def done(
     parts.append(b',"streamed":true' if streamed else b',"streamed":false')
     if error is not None:
         parts.append(b',"error":' + to_json(error))
+    if platform:
+        parts.append(b',"fault":"platform"')
     if metrics:
         parts.append(b',"metrics":' + metrics)
     parts.append(b',"predict_time":%.6f}\n' % predict_time)

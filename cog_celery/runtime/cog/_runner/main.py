@@ -110,34 +110,40 @@ def _set_up(channel: Channel, message: dict[str, Any], loop: Loop) -> tuple[Pred
         if signature.is_async:
             loop.start()
 
+    entered: Optional[float] = None
+    in_setup = 0.0
     try:
         predictor = load_predictor(message["model_dir"], message.get("predict"), before_making)
         for note in predictor.signature.notes:
             print(note, file=sys.stderr)
         if predictor.setup is not None and message.get("setup", True):
+            entered = perf_counter()
             result = predictor.setup()
             if hasattr(result, "__await__"):
                 loop.run(awaited(result))
+            in_setup = perf_counter() - entered
     except Refused as refused:
         if refused.__cause__ is not None:
             show(refused.__cause__)
-        _fail(channel, "refused", str(refused))
+        _fail(channel, "refused", str(refused), entered)
     except Exception as error:
         show(error)
-        _fail(channel, "raised", describe(error))
+        _fail(channel, "raised", describe(error), entered)
     process.flush_streams()
     process.give_back_memory()
     limit = min(wanted, predictor.concurrency)
     if undo is not None and limit == 1:
         undo()
     has_healthcheck = predictor.healthcheck is not None
-    channel.send(events.ready(perf_counter() - started, predictor.signature.inputs, limit, has_healthcheck))
+    took = perf_counter() - started
+    channel.send(events.ready(took, in_setup, predictor.signature.inputs, limit, has_healthcheck))
     return predictor, limit
 
 
-def _fail(channel: Channel, kind: str, error: str) -> NoReturn:
+def _fail(channel: Channel, kind: str, error: str, entered: Optional[float]) -> NoReturn:
+    in_setup = None if entered is None else round(perf_counter() - entered, 6)
     process.flush_streams()
-    channel.send(events.setup_failed(kind, error))
+    channel.send(events.setup_failed(kind, error, in_setup))
     os._exit(1)
 
 

@@ -6,6 +6,7 @@ It must not know where either goes. Files stand as null in the JSON; beside it i
 from __future__ import annotations
 
 import enum
+import errno
 import io
 import json
 import os
@@ -22,10 +23,18 @@ from .standard import import_standard
 COPY_SIZE = 1 << 20
 MAX_DEPTH = 200
 """Levels of an output; what is deeper refers to itself, or could not be read by anybody."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+_AS_TEXT = (("uuid", "UUID"), ("ipaddress", "_BaseAddress"), ("ipaddress", "_BaseNetwork"))
 
 
 class OutputError(Exception):
     """An output that cannot be sent, and what to return instead."""
+
+
+class StorageError(Exception):
+    """There is no room to write an output's file down, which is not the model's fault."""
 
 
 class _NotPlain(Exception):
@@ -67,7 +76,14 @@ class Files:
             self._folder = None
 
     def place(self, name: str) -> str:
-        """A path of that base name where nothing lies yet."""
+        """A path of that base name where nothing lies yet. Raises StorageError, OSError."""
+        base = os.path.basename(name)
+        try:
+            return os.path.join(self._new_folder(), base if base not in ("", ".", "..") else "file")
+        except OSError as error:
+            raise _storage_error(error) or error from None
+
+    def _new_folder(self) -> str:
         if self._folder is None:
             # mkdir() follows no link and takes nothing that is there; tempfile would cost a third of our start.
             temporary = os.environ.get("TMPDIR") or "/tmp"
@@ -77,8 +93,7 @@ class Files:
         self._count += 1
         folder = os.path.join(self._folder, str(self._count))
         os.mkdir(folder)
-        base = os.path.basename(name)
-        return os.path.join(folder, base if base not in ("", ".", "..") else "file")
+        return folder
 
 
 class Encoder:
@@ -93,7 +108,8 @@ class Encoder:
     def encode(self, value: Any, keep: bool = False) -> tuple[bytes, bytes]:
         """A value's JSON, and the JSON of its list of files, empty when there are none.
 
-        With `keep`, files are copied: the model may overwrite or delete them in its next step. Raises OutputError.
+        With `keep`, files are copied: the model may overwrite or delete them in its next step. Raises OutputError,
+        StorageError.
         """
         if type(value) is str:
             return _to_bytes(_encode_str(value)), b""
@@ -153,6 +169,15 @@ class _Walk:
             return value.isoformat()
         if hasattr(type(value), "__next__"):
             return [self.convert(item, (*at, index)) for index, item in enumerate(value)]
+        if isinstance(value, range) or _is(value, "collections", "deque"):
+            return list(self.convert(list(value), at))
+        # What Cog's HTTP server has a form for besides.
+        if _is(value, "decimal", "Decimal"):
+            return self.convert(int(value) if value.as_tuple().exponent in range(1000) else float(value), at)
+        if _is(value, "datetime", "timedelta"):
+            return float(value.total_seconds())
+        if any(_is(value, *kind) for kind in _AS_TEXT):
+            return str(value)
         raise OutputError(
             f"An output of type {type(value).__name__} cannot be sent: return text, numbers, lists, dicts, "
             "a BaseModel, or cog.Path for a file."
@@ -177,7 +202,10 @@ class _Walk:
         except NotToBeGiven as error:
             raise OutputError(f"The output {path} {error}.") from None
         kept = self._files.place(path)
-        import_standard("shutil").copyfile(real, kept)
+        try:
+            import_standard("shutil").copyfile(real, kept)
+        except OSError as error:
+            raise _not_copied(error, path) from None
         return kept
 
     def _add_file(self, file: Any, at: tuple[Any, ...]) -> None:
@@ -188,7 +216,7 @@ class _Walk:
         try:
             _copy(file, path)
         except (OSError, ValueError) as error:
-            raise OutputError(f"The output file {os.path.basename(path)} cannot be read: {error}") from error
+            raise _not_copied(error, path) from None
         self._found.append({"at": list(at), "path": path})
 
 
@@ -209,9 +237,28 @@ def _copy(file: Any, path: str) -> None:
             copy.write(piece.encode() if isinstance(piece, str) else piece)
 
 
+def _not_copied(error: Exception, path: str) -> Exception:
+    return _storage_error(error) or OutputError(f"The output file {os.path.basename(path)} cannot be read: {error}")
+
+
+def _storage_error(error: Exception) -> Optional[StorageError]:
+    """What to raise where there is no room; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in NO_ROOM:
+        return None
+    return StorageError(
+        f"An output file could not be stored: {error.strerror}. Make room on the worker's disk for temporary files."
+    )
+
+
 def _readable(file: Any) -> bool:
     readable = getattr(file, "readable", None)
     return bool(readable()) if callable(readable) else True
+
+
+def _is(value: Any, module: str, name: str) -> bool:
+    """Whether it is of that class of a module which whoever made it has imported."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(value, kind)
 
 
 def _key(key: Any) -> str:

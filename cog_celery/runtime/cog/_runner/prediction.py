@@ -19,7 +19,7 @@ from .channel import Channel
 from .failures import describe, exit_as, show
 from .load import Predictor
 from .loop import Loop, awaited
-from .outputs import Encoder, Files, to_json
+from .outputs import Encoder, Files, StorageError, to_json
 from .process import flush_streams
 from .validation import Accepted, Validator
 
@@ -84,7 +84,7 @@ class Predictions:
     def _predict(self, id: bytes, accepted: Accepted, paths: list[str], scope: Scope) -> None:
         cancelation = self._cancelation
         arguments = accepted.arguments
-        status, error = b"succeeded", None
+        status, error, platform = b"succeeded", None, False
         output: Optional[bytes] = None
         files = b""
         run = _Run(id, self._channel, self._encode, cancelation, self._loop)
@@ -115,14 +115,17 @@ class Predictions:
             if cancelation.requested and is_cancelation(raised):
                 status = b"canceled"
             else:
-                status, error = b"failed", describe(raised)
-                show(raised)
+                status, error, platform = b"failed", describe(raised), isinstance(raised, StorageError)
+                if not platform:
+                    show(raised)
         ended = perf_counter()
         if accepted.closing:
             accepted.close()
         flush_streams()
         metrics = self._encode(scope.recorded)[0] if scope.recorded else b""
-        self._channel.send(events.done(id, status, run.streamed, ended - started, output, files, error, metrics))
+        self._channel.send(
+            events.done(id, status, run.streamed, ended - started, output, files, error, metrics, platform)
+        )
 
 
 def local_paths(answer: dict[str, Any], id: str, count: int) -> list[str]:

@@ -20,7 +20,7 @@ from .failures import describe, exit_as, show
 from .load import Predictor
 from .logs import Log
 from .loop import Loop
-from .outputs import Encoder, Files, to_json
+from .outputs import Encoder, Files, StorageError, to_json
 from .prediction import JSON_ONLY, ProtocolError, local_paths
 from .process import flush_streams, write_error
 from .validation import Accepted, Validator
@@ -174,7 +174,7 @@ class Tasks:
         scope = Scope(task.context)
         self._enter(task, scope)
         encode = Encoder(self._files[task.slot]).encode
-        status, error = b"succeeded", None
+        status, error, platform = b"succeeded", None, False
         output: Optional[bytes] = None
         files = b""
         started = perf_counter()
@@ -197,8 +197,9 @@ class Tasks:
             if task.canceled and is_cancelation(raised):
                 status = b"canceled"
             else:
-                status, error = b"failed", describe(raised)
-                show(raised, self._writer(task))
+                status, error, platform = b"failed", describe(raised), isinstance(raised, StorageError)
+                if not platform:
+                    show(raised, self._writer(task))
         ended = perf_counter()
         task.accepted.close()
         flush_streams()
@@ -208,7 +209,9 @@ class Tasks:
             enter_scope(None)
         metrics = encode(scope.recorded)[0] if scope.recorded else b""
         self._end(task)
-        self._channel.send(events.done(task.id, status, task.streamed, ended - started, output, files, error, metrics))
+        self._channel.send(
+            events.done(task.id, status, task.streamed, ended - started, output, files, error, metrics, platform)
+        )
 
     def _enter(self, task: _Task, scope: Scope) -> None:
         if len(self._slots) == 1:
