@@ -38,24 +38,18 @@ pytestmark = [pytest.mark.ours, pytest.mark.timeout(300)]
 REDIS = "redis.cog-celery.svc"
 QUEUE, LANE = "hello", "hello.high"
 PERIOD = 1.0
-"""Seconds between two start-up probes, in place of five, and between two others where a test waits for them."""
+"""Seconds between two start-up probes, in place of two and five."""
 SHORT = 0.05
 """Seconds that a prediction of the load takes."""
 
 
 def hurried(workload: Manifest) -> Manifest:
-    """A copy that is looked at more often while it starts."""
+    """A copy that is looked at more often while it starts, and is not given a minute when it is stuck."""
     workload = copy.deepcopy(workload)
     container = container_of(workload)
     container["startupProbe"]["periodSeconds"] = PERIOD
-    return workload
-
-
-def watched(workload: Manifest) -> Manifest:
-    """A copy that is looked at more often all the time, and does not wait for a minute to kill what is stuck."""
-    workload = hurried(workload)
-    container = container_of(workload)
-    container["livenessProbe"] |= {"periodSeconds": PERIOD / 2, "terminationGracePeriodSeconds": 1}
+    if "terminationGracePeriodSeconds" in container["livenessProbe"]:
+        container["livenessProbe"]["terminationGracePeriodSeconds"] = 1
     return workload
 
 
@@ -402,7 +396,6 @@ def test_an_update_to_a_model_that_cannot_be_set_up_stops_at_its_first_pod(
 def test_a_worker_whose_loop_stands_still_is_killed_and_started_again(cluster: Cluster) -> None:
     """The heartbeat is made as old as it would be after SILENCE, 30 s; a stopped process does not renew it."""
     cluster.workers.scale(1)
-    cluster.workers.apply(watched(cluster.worker))
     cluster.workers.wait_complete()
     [pod] = cluster.workers.current
     assert pod.pid is not None
@@ -411,6 +404,7 @@ def test_a_worker_whose_loop_stands_still_is_killed_and_started_again(cluster: C
     [file] = (pod.volume("tmp") / "cog-celery-10001").glob("worker-*.json")
     beat = json.loads(file.read_text())
     file.write_text(json.dumps({**beat, "at": beat["at"] - SILENCE}))
+    pod.look_often("liveness", PERIOD / 2)
     wait_until(lambda: pod.restarts == 1, f"{pod} to be started again", 30)
     assert pod.events[:2] == ["its liveness probe failed", "killed after 1 s"]
     wait_until(lambda: pod.ready, f"{pod} to be ready", 30)

@@ -331,6 +331,10 @@ class Pod:
         except (urllib.error.URLError, OSError):
             return False
 
+    def look_often(self, kind: str, period: float) -> None:
+        """Ask this probe of the container at once, and then each `period` seconds."""
+        self._probes[kind].period, self._probes[kind].due = period, 0.0
+
     def run(self, command: list[str], limit: float = 10.0) -> tuple[int, str]:
         """What `kubectl exec` does: the exit status and what was written. 124: it took longer than `limit` seconds."""
         if self._pid is None:
@@ -341,13 +345,9 @@ class Pod:
         words += ["--reuid", str(about["runAsUser"]), "--regid", str(about["runAsGroup"]), "--clear-groups", "--"]
         try:
             done = subprocess.run(
-                [*words, *command],
-                *(-1, None, subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT),
-                env=self._env,
-                timeout=limit,
-                check=False,
-                text=True,
-            )
+                [*words, *command], env=self._env, timeout=limit, stdin=subprocess.DEVNULL, check=False, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
             return 124, "it took too long"
         return done.returncode, done.stdout

@@ -1,7 +1,7 @@
 """The Kubernetes manifests as `kubectl kustomize` renders them: valid, and true to what they promise.
 
-Kubernetes' own kinds are held against its schemas, strictly. Those of KEDA and the Prometheus operator are in no wheel:
-SCHEMAS has the fields that the manifests use, written after their documentation.
+Kubernetes' own kinds are held against its schemas, strictly; those of KEDA and the Prometheus operator, which are in no
+wheel, against `tests/support/crds.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +23,7 @@ from cog_celery import __version__, fleet
 from cog_celery.heartbeat import SILENCE
 from cog_celery.settings import OPTIONS, PREFIX
 from scripts.prometheus_rule import MANIFEST, RULES, manifest
+from tests.support.crds import SCHEMAS
 from tests.support.deployments import wanted
 from tests.support.manifests import (
     KUBERNETES,
@@ -39,6 +38,7 @@ from tests.support.manifests import (
     secrets,
     variables,
 )
+from tests.support.policies import allowed, matches
 
 pytestmark = pytest.mark.ours
 
@@ -51,107 +51,8 @@ OF_A_MODEL: Final = ("gpu", "keda")
 MARGIN: Final = 30
 """Seconds between the end of a drain and the end of the grace: what was stopped ends, Redis is told, Celery stops."""
 OURS: Final = ("cog-celery",)
-NAME: Final = "app.kubernetes.io/name"
 COMPONENT: Final = "app.kubernetes.io/component"
 INSTANCE: Final = "app.kubernetes.io/instance"
-
-
-def strict(required: str, **properties: Any) -> dict[str, Any]:
-    """An object with these fields and no others."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": required.split(),
-        "additionalProperties": False,
-    }
-
-
-def kind(api: str, spec: dict[str, Any]) -> dict[str, Any]:
-    return strict(
-        "apiVersion kind metadata spec",
-        apiVersion={"const": api},
-        kind={"type": "string"},
-        metadata=strict("name", name=TEXT, namespace=TEXT, labels={"type": "object"}, annotations={"type": "object"}),
-        spec=spec,
-    )
-
-
-def many(items: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": items, "minItems": 1}
-
-
-TEXT: Final = {"type": "string", "minLength": 1}
-COUNT: Final = {"type": "integer", "minimum": 0}
-DIGITS: Final = {"type": "string", "pattern": "^[0-9]+$"}
-SELECTOR: Final = {"type": "object"}
-SCALING: Final = strict(
-    "",
-    stabilizationWindowSeconds={"type": "integer", "minimum": 0, "maximum": 3600},
-    selectPolicy={"enum": ["Max", "Min", "Disabled"]},
-    policies=many(
-        strict("type value periodSeconds", type={"enum": ["Pods", "Percent"]}, value=COUNT, periodSeconds=COUNT)
-    ),
-)
-SCHEMAS: Final = {
-    "ScaledObject": kind(
-        "keda.sh/v1alpha1",
-        strict(
-            "scaleTargetRef triggers",
-            scaleTargetRef=strict("name", name=TEXT, kind=TEXT, apiVersion=TEXT),
-            minReplicaCount=COUNT,
-            maxReplicaCount=COUNT,
-            pollingInterval=COUNT,
-            cooldownPeriod=COUNT,
-            advanced=strict(
-                "",
-                scalingModifiers=strict(
-                    "formula target",
-                    formula=TEXT,
-                    target=DIGITS,
-                    activationTarget=DIGITS,
-                    metricType={"enum": ["AverageValue", "Value"]},
-                ),
-                horizontalPodAutoscalerConfig=strict("", behavior=strict("", scaleDown=SCALING, scaleUp=SCALING)),
-            ),
-            triggers=many(
-                strict(
-                    "type name metadata authenticationRef",
-                    type={"const": "redis-streams"},
-                    name={"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9]*$"},  # the formula knows it by this
-                    # `consumerGroup` would make it the length of the pending list, `lagCount` the lag.
-                    metadata=strict("stream streamLength", stream=TEXT, streamLength=DIGITS, databaseIndex=DIGITS),
-                    authenticationRef=strict("name", name=TEXT),
-                )
-            ),
-        ),
-    ),
-    "TriggerAuthentication": kind(
-        "keda.sh/v1alpha1",
-        strict(
-            "secretTargetRef",
-            secretTargetRef=many(
-                strict(
-                    "parameter name key",
-                    parameter={"enum": ["address", "username", "password", "tls", "ca"]},
-                    name=TEXT,
-                    key=TEXT,
-                )
-            ),
-        ),
-    ),
-    "PodMonitor": kind(
-        "monitoring.coreos.com/v1",
-        strict(
-            "selector podMetricsEndpoints",
-            selector=SELECTOR,
-            podMetricsEndpoints=many(strict("port", port=TEXT, interval={"type": "string", "pattern": "^[0-9]+s$"})),
-        ),
-    ),
-    "PrometheusRule": kind(
-        "monitoring.coreos.com/v1",
-        strict("groups", groups=many(strict("name rules", name=TEXT, rules=many({"type": "object"})))),
-    ),
-}
 
 
 def validate(objects: Manifests, versions: tuple[str, ...] = (NEWEST,)) -> None:
@@ -498,57 +399,6 @@ def test_keda_makes_pods_of_lengths(example: Manifests, normal: int, high: int, 
 
 
 # Who may talk to whom
-
-
-def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    if not selector.get("matchLabels", {}).items() <= labels.items():
-        return False
-    for one in selector.get("matchExpressions", []):
-        assert one["operator"] == "In"
-        if labels.get(one["key"]) not in one["values"]:
-            return False
-    return True
-
-
-def peer_is(peer: Mapping[str, Any], other: Mapping[str, str] | str, namespace: str) -> bool:
-    """Whether a peer of a rule is this pod (by its labels and its namespace's name), or this address."""
-    if "ipBlock" in peer:
-        if not isinstance(other, str):
-            return False
-        address, block = ip_address(other), peer["ipBlock"]
-        inside = [net for net in block.get("except", []) if address in ip_network(net)]
-        return address in ip_network(block["cidr"]) and not inside
-    if isinstance(other, str):
-        return False
-    there = {"kubernetes.io/metadata.name": namespace}
-    same = "namespaceSelector" not in peer and namespace == "cog-celery"
-    return (same or ("namespaceSelector" in peer and matches(peer["namespaceSelector"], there))) and matches(
-        peer.get("podSelector", {}), other
-    )
-
-
-def allowed(
-    objects: Manifests,
-    direction: str,
-    pod: Mapping[str, str],
-    other: Mapping[str, str] | str,
-    port: int,
-    namespace: str = "cog-celery",
-) -> bool:
-    """Whether the policies let `pod` talk to `other` (Egress) or be talked to by it (Ingress)."""
-    rules, chosen = direction.lower(), False
-    for policy in objects.kind("NetworkPolicy"):
-        spec = policy["spec"]
-        if direction not in spec["policyTypes"] or not matches(spec["podSelector"], pod):
-            continue
-        chosen = True
-        for rule in spec.get(rules, []):
-            peers = rule.get("to" if direction == "Egress" else "from")
-            if all(one["port"] != port for one in rule.get("ports", [{"port": port}])):
-                continue
-            if peers is None or any(peer_is(peer, other, namespace) for peer in peers):
-                return True
-    return not chosen
 
 
 def test_pods_reach_what_they_need_and_nothing_else(objects: Manifests) -> None:
