@@ -41,6 +41,10 @@ test-fault: $(VENV)/.installed ## Run the fault tests alone
 test-security: $(VENV)/.installed ## Run the security tests alone
 	@$(BIN)/python -m pytest tests/security $(ARGS)
 
+.PHONY: test-acl
+test-acl: $(VENV)/.installed ## Run integration, fault and security tests with deploy/redis/users.acl in force
+	@TEST_REDIS_ACL=1 $(BIN)/python -m pytest -n 3 --dist loadfile tests/integration tests/fault tests/security $(ARGS)
+
 .PHONY: peers
 peers: $(VENV)/.installed ## Compare models with what Cog 0.4.4 and 0.11.6 make of them; needs Python 3.10 for these
 	@COG_PEERS=1 $(BIN)/python -m pytest tests/unit/test_runtime_peer.py $(ARGS)
@@ -59,11 +63,24 @@ soak: $(VENV)/.installed ## Break delivery in every way, hundreds of times; abou
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 .PHONY: check
-check: $(VENV)/.installed ## Check format, lint and types
+check: $(VENV)/.installed ## Check format, lint and types, the images and the compose file
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@MYPYPATH=cog_celery/runtime $(BIN)/mypy --python-version 3.10 cog_celery/runtime workers tests/models/typed/predict.py
+
+	@$(BIN)/hadolint deploy/docker/Dockerfile
+	@set -a; eval "$$(sed -n 's/^\([A-Z_]*_PASSWORD\)=$$/\1=checked/p' .env.example)"; \
+		$(BIN)/docker-compose --env-file .env.example --profile '*' config --quiet
+
+.PHONY: env
+env: ## Write .env for compose.yaml: .env.example with fresh passwords
+	@if [ -e .env ]; then echo ".env is there already; remove it to have it made anew." >&2; exit 1; fi
+	@umask 077; while IFS= read -r line; do \
+		case $$line in *_PASSWORD=) line=$$line$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n') ;; esac; \
+		printf '%s\n' "$$line"; \
+	done <.env.example >.env
+	@echo "Wrote .env. Its passwords are in no other place."
 
 .PHONY: format
 format: $(VENV)/.installed ## Format, and fix what lint can fix
@@ -93,7 +110,7 @@ bench-scale: $(VENV)/.installed ## Measure how far it goes: slots, workers, queu
 .PHONY: lock
 lock: $(VENV)/.installed ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/python $(PIP_INSTALL) 'uv>=0.9'
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --extra dev \
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade --extra dev --extra flower --extra gpu \
 		--output-file requirements.lock pyproject.toml
 
 .PHONY: clean

@@ -160,7 +160,7 @@ def measure(rounds: int, seconds: float) -> dict[str, list[float]]:
             fleets.append((told, queue, one))
         stack.enter_context(scraped([*itertools.chain(*ports.values())]))
         rate = min(warm_up(wire, one, queue) for _, queue, one in fleets)
-        count = max(200, round(rate * seconds))
+        count = max(1000, round(rate * seconds))
         for number in range(rounds):
             first = number % len(fleets)
             for told, queue, one in [*fleets[first:], *fleets[:first]]:
@@ -192,7 +192,7 @@ def costs(found: dict[str, list[float]]) -> dict[str, float]:
 
 
 def middle(values: Sequence[float]) -> float:
-    """The mean of the middle half: finer than a median of what is counted in ticks of 10 ms, and as steady."""
+    """The mean of the middle half: as steady as a median, and finer."""
     quarter = len(values) // 4
     return statistics.fmean(sorted(values)[quarter : len(values) - quarter])
 

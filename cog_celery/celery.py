@@ -15,6 +15,8 @@ from celery import Celery
 from kombu.entity import Exchange, Queue
 
 from cog_celery.delivery.requests import OUR_PREFIX
+from cog_celery.delivery.servers import SENTINEL_TIMEOUT, never
+from cog_celery.server_urls import parse_broker
 from cog_celery.settings import Settings
 
 TURN = "cog_celery.turn"
@@ -23,6 +25,9 @@ TURN = "cog_celery.turn"
 for _name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"):
     if os.environ.pop(_name, None) is not None:
         logging.getLogger(__name__).warning("%s is not heeded: the broker is COG_CELERY_BROKER_URL", _name)
+AMQP_URLS = ("amqp://", "amqps://", "pyamqp://")
+QUEUE_EXPIRES = 600.0
+"""Seconds after which RabbitMQ deletes a worker's queue that nobody consumes from; who lives makes it again."""
 SOCKET_TIMEOUT = 5.0
 """Seconds for a reply of the broker. Nothing of ours waits longer: the BRPOP of a Redis consumer is for one second."""
 
@@ -33,8 +38,7 @@ def _configuration() -> dict[str, Any]:
 
 def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings. Delivery is the stream's business: the broker carries tickets, and may lose them."""
-    broker_url = settings.broker_url
-    redis = broker_url.startswith(("redis://", "rediss://", "unix://", "sentinel://", "redis+socket://"))
+    broker = parse_broker(settings.broker_url)
     options: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT,
         "socket_connect_timeout": 3.0,
@@ -45,11 +49,16 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "global_keyprefix": f"{OUR_PREFIX}broker:",
         "ack_emulation": False,
     }
-    if not redis:
-        amqp = broker_url.startswith(("amqp://", "amqps://", "pyamqp://"))
+    if not broker.redis:
+        amqp = broker.url.startswith(AMQP_URLS)
         options = {"read_timeout": SOCKET_TIMEOUT, "write_timeout": SOCKET_TIMEOUT} if amqp else {}
+    options |= broker.options
+    if "sentinel_kwargs" in options:
+        limits = {"socket_timeout": SENTINEL_TIMEOUT, "socket_connect_timeout": SENTINEL_TIMEOUT, "retry": never()}
+        options["sentinel_kwargs"] = {**options["sentinel_kwargs"], **limits}
     return {
-        "broker_url": broker_url,
+        "broker_url": broker.url,
+        "broker_use_ssl": None if broker.tls is None else dict(broker.tls),
         "broker_transport_options": options,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
@@ -95,13 +104,20 @@ app.add_defaults(_configuration)
 def worker_queue(life: str) -> Queue:
     """The Celery queue of one life of a worker: its tickets are for nobody else."""
     name = f"cog-celery.{life}"
-    return Queue(name, Exchange("cog-celery", type="direct"), routing_key=name, durable=True)
+    # A worker that is killed takes no leave. In Redis an empty queue is nothing, and expiry would cost each ticket.
+    expires = QUEUE_EXPIRES if _is_amqp() else None
+    return Queue(name, Exchange("cog-celery", type="direct"), routing_key=name, durable=True, expires=expires)
+
+
+def _is_amqp() -> bool:
+    return str(app.conf.broker_url).startswith(AMQP_URLS)
 
 
 def delete_queue(connection: Any, life: str) -> None:
     """Delete the Celery queue of a worker that is gone, with the tickets in it. Raises what the transport raises."""
     queue = worker_queue(life)(connection.default_channel)
-    queue.declare()  # kombu's Redis transport deletes only what this process has declared
+    if not _is_amqp():
+        queue.declare()  # kombu's Redis transport deletes only what this process has declared
     queue.delete()
 
 

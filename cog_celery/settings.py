@@ -1,6 +1,7 @@
 """Every setting of a process: one table of options, read once from flags and variables into one frozen Settings.
 
-It must not know what a setting does, nor reach a server: it looks at values, and at the disk for the model alone.
+It must not know what a setting does, nor reach a server: it looks at values, and at the disk for the model and for
+certificates alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from cog_celery import server_urls
 from cog_celery.errors import UsageError
 
 PREFIX: Final = "COG_CELERY_"
@@ -122,7 +124,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.broker_url:
-            msgspec.structs.force_setattr(self, "broker_url", broker_on(self.redis_url))
+            msgspec.structs.force_setattr(self, "broker_url", self.redis_url)
         if not self.name:
             msgspec.structs.force_setattr(self, "name", default_name())
 
@@ -179,13 +181,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def with_redis(self, url: str) -> Self:
         """The same on another Redis; the broker follows when it was the same server."""
-        broker = broker_on(url) if self.broker_is_redis else self.broker_url
+        broker = url if self.broker_is_redis else self.broker_url
         return msgspec.structs.replace(self, redis_url=url, broker_url=broker)
 
     @property
     def broker_is_redis(self) -> bool:
         """Whether broker and queues are on the same server."""
-        return self.broker_url == broker_on(self.redis_url)
+        return self.broker_url == self.redis_url
 
     def with_queue(self, queue: str) -> Self:
         """The same for this one queue."""
@@ -272,6 +274,8 @@ def masked_url(url: str) -> str:
 def _masked(url: str) -> str:
     scheme, separator, rest = url.rpartition("://") if url.count("://") == 1 else ("", "", url)
     rest, query = re.fullmatch(r"([^?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    if "/" not in rest and "@" in query:  # a # or ? in a password that should have been %23 or %3F
+        return f"{scheme}{separator}***@{_masked(query.rpartition('@')[2])}"
     user, at, rest = rest.rpartition("@")
     return f"{scheme}{separator}{'***' if user else ''}{at}{rest}{query[:1]}{'***' if query[1:] else ''}"
 
@@ -352,15 +356,6 @@ class Option:
             return self.default
         default = next(field.default for field in msgspec.structs.fields(Settings) if field.name == self.name)
         return "" if default is None or default == () else self.kind.write(default)
-
-
-def broker_on(redis_url: str) -> str:
-    """The URL by which Celery knows that Redis: it has a scheme of its own for sockets."""
-    if not redis_url.startswith("unix://"):
-        return redis_url
-    path, question, query = redis_url.removeprefix("unix://").partition("?")
-    query = re.sub(r"(^|&)db=", r"\1virtual_host=", query)
-    return f"redis+socket://{path}{question}{query}"
 
 
 def default_queue(model_dir: str) -> str:
@@ -476,7 +471,7 @@ def _url(*schemes: str) -> Callable[[str], str]:
             raise ValueError("is not a URL: look at its host and port") from None
         if url.scheme not in schemes or not text.startswith(f"{text[: len(url.scheme)]}://"):
             raise ValueError(expected + nearest(url.scheme, schemes))
-        if url.scheme != "unix" and not url.hostname:
+        if not url.hostname:
             raise ValueError("the URL names no host")
         if port == 0:
             raise ValueError("the URL's port is 0")
@@ -486,14 +481,7 @@ def _url(*schemes: str) -> Callable[[str], str]:
 
 
 def _redis_url(text: str) -> str:
-    _url("redis", "rediss", "unix")(text)
-    url = urlsplit(text)
-    if url.scheme == "unix":
-        if not url.path.strip("/"):
-            raise ValueError("the URL names no socket: unix:///path/to/redis.sock is needed")
-    elif url.path.strip("/") and not url.path.strip("/").isdecimal():
-        raise ValueError("the URL's path is the number of a database")
-    return text
+    return server_urls.checked_redis(_text(text))
 
 
 def _upload_url(text: str) -> str | None:
@@ -551,10 +539,7 @@ def _lifetime(text: str) -> float:
 
 
 def _broker_url(text: str) -> str:
-    for url in _text(text).split(";"):
-        if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url):
-            raise ValueError("is not a URL: redis:// or amqp://, say")
-    return text
+    return server_urls.checked_broker(_text(text))
 
 
 def _choice(*words: str) -> Kind:
@@ -663,7 +648,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "redis_url",
         _REDIS,
-        "The Redis or Valkey of requests and responses: redis://, rediss:// or unix://.",
+        "The Redis or Valkey of requests and responses: redis://, rediss:// (TLS), unix://, or "
+        "redis+sentinel://HOST,HOST/NAME.",
         _FLEET + _CLIENTS,
         variables=(PREFIX + "REDIS_URL", "REDIS_URL"),
         default=f"{DEFAULT_REDIS_URL}; `run`: one of its own",
@@ -671,7 +657,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "broker_url",
         _BROKER,
-        "Celery's broker, any that Celery has.",
+        "Celery's broker: a Redis, in the same forms, amqp://, amqps://, or any other that Celery has.",
         (*_FLEET, "check"),
         default="as --redis-url",
     ),

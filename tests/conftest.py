@@ -14,7 +14,7 @@ import pytest
 from tests.support.fleet import PEER, Fleet
 from tests.support.monitor import Monitor
 from tests.support.producer import Producer
-from tests.support.servers import KINDS, RedisServer, Server, binary
+from tests.support.servers import KINDS, UNDER_ACL, RedisServer, Server, binary
 from tests.support.web import Web
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
@@ -23,7 +23,8 @@ FleetFactory = Callable[..., Fleet]
 
 _FLEETS: list[Fleet] = []
 _MONITORS: list[Monitor] = []
-"""What a failed test shows: the fleets that were there, and the recordings that it made."""
+_SERVERS: list[RedisServer] = []
+"""What a failed test shows: the fleets that were there, the recordings that it made, what its servers forbade."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,7 +63,9 @@ def redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     if binary(kind) is None:
         missing(f"a {kind}-server on PATH")
     server = RedisServer(kind, tmp_path_factory.mktemp(kind))
+    _SERVERS.append(server)
     yield server
+    _SERVERS.remove(server)
     server.stop()
 
 
@@ -152,6 +155,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = outcome.get_result()
     if report.failed:
         report.sections += [(f"fleet of {fleet.queue}", fleet.log(8_000)) for fleet in _FLEETS]
+        if UNDER_ACL:
+            report.sections += [("denied", "\n".join(server.denied())) for server in _SERVERS]
         report.sections += [("MONITOR", monitor.timeline()) for monitor in _MONITORS]
     if report.when == "teardown":
         _MONITORS.clear()

@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 
 from cog_celery.celery import delete_queue, turn, worker_queue
 from cog_celery.delivery.link import Outage
+from cog_celery.delivery.servers import why
 from cog_celery.delivery.stream import Ticket, slot_life
 from cog_celery.errors import ServerLost
 from cog_celery.telemetry import traces
@@ -71,7 +72,7 @@ class Dispatcher:
         try:
             yield
         except (OperationalError, OSError, *errors) as error:
-            lost = ServerLost(f"the broker did not answer: {error}")
+            lost = ServerLost(f"the broker did not answer: {why(error)}")
             self._outage.begin(lost)
             self.close()
             self._connection = self._app.connection_for_write()

@@ -75,7 +75,8 @@ class Dispatched:
 
 class StreamBridge:
     """One stream. `waiting`: entries that this bridge owns and has no credit for, and their attempts; `dispatched`:
-    those whose ticket is on its way; `unclaimed`: how many tickets for an entry came to nothing.
+    those whose ticket is on its way; `unclaimed`: how many tickets for an entry came to nothing; `gone`: workers that
+    seem to be, whose Celery queues are still there.
     """
 
     front = False
@@ -102,6 +103,7 @@ class StreamBridge:
         self._waiting: dict[Entry, int] = {}
         self._dispatched: dict[Entry, Dispatched] = {}
         self._unclaimed: dict[Entry, int] = {}
+        self._gone: set[str] = set()
         self._too_long = False
         self._nobody_since: float | None = None
         self._nobody = False
@@ -334,10 +336,13 @@ class StreamBridge:
                 self._bury(self._read(at, attempt), "unknown")
                 continue
             self._waiting[at] = attempt
-        for worker, alive in lives.items():
-            # After an outage a worker that lives may not have been able to announce itself yet.
-            if not alive and now >= self._reclaim_at:
+        self._gone |= {worker for worker, alive in lives.items() if not alive}
+        # After an outage a worker that lives may not have been able to announce itself yet.
+        while self._gone and now >= self._reclaim_at:
+            worker = next(iter(self._gone))
+            if not self.queue.lives(self._link, worker):
                 self._dispatcher.delete(worker)
+            self._gone.discard(worker)
 
     def _look_at_the_queue(self, lease: float) -> None:
         """Say, once each, when a stream is too long, when nobody takes its requests, and when that is over."""

@@ -11,7 +11,6 @@ import os
 import shlex
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
 
@@ -24,6 +23,7 @@ from cog_celery.cli.base import (
     set_up_logs,
     stops_at_once,
 )
+from cog_celery.server_urls import parse_redis
 from cog_celery.settings import Settings, default_queue, given, masked_url
 
 log = logging.getLogger(__name__)
@@ -105,16 +105,19 @@ SAMPLES: Final = {"int": 1, "float": 1.0, "bool": True, "Path": "https://example
 
 def how_to_send(settings: Settings, inputs: Sequence[tuple[str, str]] = ()) -> str:
     """What a person can paste to use a served queue, without passwords; `inputs`: names and types it must have."""
-    queue, url = settings.queue, urlsplit(settings.redis_url)
+    queue, at = settings.queue, parse_redis(settings.redis_url)
     words = ["redis-cli"]
-    if url.scheme == "unix":
-        words += ["-s", unquote(url.path)]
+    if at.path:
+        words += ["-s", at.path]
     else:
-        words += ["-h", url.hostname] if url.hostname not in ("localhost", "127.0.0.1", None) else []
-        words += ["-p", str(url.port or 6379)]
-        words += ["--tls"] if url.scheme == "rediss" else []
-    database = parse_qs(url.query).get("db", [url.path.strip("/") if url.scheme != "unix" else ""])[0]
-    words += ["-n", database] if database not in ("", "0") else []
+        host, port = at.hosts[0]
+        words += ["-h", host] if host not in ("localhost", "127.0.0.1") else []
+        words += ["-p", str(port)]
+    if at.tls is not None:
+        words += ["--tls"]
+        for option, name in (("--cacert", "ssl_ca_certs"), ("--cert", "ssl_certfile"), ("--key", "ssl_keyfile")):
+            words += [option, str(at.tls[name])] if name in at.tls else []
+    words += ["-n", str(at.database)] if at.database else []
     response = f"{queue}-response"
     samples = {name: [] if kind.startswith(("List", "list")) else SAMPLES.get(kind, "text") for name, kind in inputs}
     message = json.dumps({"input": samples, "response_queue": response}, separators=(",", ":"))
@@ -124,12 +127,12 @@ def how_to_send(settings: Settings, inputs: Sequence[tuple[str, str]] = ()) -> s
         send += ["-i", f"{name}={sample if isinstance(sample, str) else json.dumps(sample)}"]
     # A URL with secrets is not printed: then it has to be where `send` finds it.
     where = "" if shown != settings.redis_url else f" --redis-url {shlex.quote(shown)}"
-    lines = [
-        f"Ready. Requests go to the stream {queue} on {shown}, for example:",
-        "",
-        f"  {shlex.join([*words, 'XADD', queue, '*', 'value', message])}",
-        f"  {shlex.join([*words, 'GET', response])}",
-        "",
-        f"  {shlex.join(send)}{where}",
-    ]
+    lines = [f"Ready. Requests go to the stream {queue} on {shown}, for example:", ""]
+    if not at.service:  # where the primary is, sentinels say from moment to moment
+        lines += [
+            f"  {shlex.join([*words, 'XADD', queue, '*', 'value', message])}",
+            f"  {shlex.join([*words, 'GET', response])}",
+            "",
+        ]
+    lines.append(f"  {shlex.join(send)}{where}")
     return "\n".join(lines)

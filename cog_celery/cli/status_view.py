@@ -170,6 +170,7 @@ def _queue_columns(queues: Sequence[QueueSeen]) -> list[Column]:
         "queue": Column("queue", 0, least=12),
         "waiting": Column("waiting", 1, True),
         "oldest": Column("oldest", 4, True),
+        "lane": Column("in .high", 6, True),
         "running": Column("running", 2, True),
         "dead": Column("dead", 3, True),
         "slots": Column("busy/slots", 5, True),
@@ -182,6 +183,8 @@ def _queue_columns(queues: Sequence[QueueSeen]) -> list[Column]:
         "window": Column("of the last", 12, True),
         "bridges": Column("bridges", 13, True),
     }
+    if all(queue.in_lane is None for queue in queues):
+        del columns["lane"]
     for queue in queues:
         slots, rates = queue.slots(), queue.rates
         failed = sum(count for what, count in rates.outcomes.items() if what.startswith("failed")) if rates else 0
@@ -189,9 +192,12 @@ def _queue_columns(queues: Sequence[QueueSeen]) -> list[Column]:
             "queue": Text(one_line(queue.name), "" if queue.exists else "dim"),
             "waiting": _number(queue.waiting, "yellow"),
             "oldest": Text(span(queue.oldest) if queue.oldest is not None else "-"),
+            "lane": _number(queue.in_lane, "yellow") if queue.in_lane is not None else Text("-"),
             "running": _number(queue.running, "cyan"),
             "dead": _number(queue.dead, "bold red"),
-            "slots": Text(f"{slots['busy']}/{slots.total()}", "" if slots.total() else "bold red"),
+            "slots": Text(f"{slots['busy']}/{slots.total()}", "" if slots.total() else "bold red")
+            if queue.settings is None or not queue.settings.front
+            else Text("-"),
             "rate": Text(rate(rates.per_second) if rates else "?"),
             "failed": _number(failed if rates else None, "red"),
             "waits": Text(span(rates.in_queue.p50) if rates and rates.in_queue else "-"),
@@ -201,8 +207,8 @@ def _queue_columns(queues: Sequence[QueueSeen]) -> list[Column]:
             "window": Text(span(rates.seconds) if rates else "-"),
             "bridges": _number(sum(bridge.alive for bridge in queue.bridges), ""),
         }
-        for name, cell in cells.items():
-            columns[name].cells.append(cell)
+        for name, column in columns.items():
+            column.cells.append(cells[name])
     return list(columns.values())
 
 

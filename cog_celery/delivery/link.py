@@ -15,11 +15,10 @@ from typing import Any, TypeVar, cast
 
 import redis
 from hiredis import pack_command
-from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection
-from redis.retry import Retry
 
 from cog_celery.delivery.scripts import SCRIPTS, Script
+from cog_celery.delivery.servers import pool, why
 from cog_celery.errors import Forbidden, GroupMissing, ServerError, ServerLost
 
 REPLY_TIMEOUT = 5.0
@@ -116,17 +115,15 @@ class Link:
     """
 
     def __init__(self, url: str, name: str, outage: Outage | None = None, *, patience: float = REPLY_TIMEOUT) -> None:
-        pool = redis.ConnectionPool.from_url(
+        connections = pool(
             url,
-            protocol=2,
             driver_info=None,
             socket_timeout=patience,
             socket_connect_timeout=min(CONNECT_TIMEOUT, patience),
             socket_keepalive=True,
             health_check_interval=0,
-            retry=Retry(NoBackoff(), 0),
         )
-        self._connection = cast(AbstractConnection, pool.make_connection())
+        self._connection = cast(AbstractConnection, connections.make_connection())
         self._name = name
         self._patience = patience
         self._outage = outage or Outage()
@@ -200,25 +197,43 @@ class Link:
 
     def _connect(self) -> None:
         self.close()
-        commands = [("CLIENT", "SETNAME", self._name), ("CLIENT", "ID")]
+        commands = [("ROLE",), ("CLIENT", "SETNAME", self._name), ("CLIENT", "ID")]
         commands += [("SCRIPT", "LOAD", script.source) for script in SCRIPTS]
         try:
             self._connection.connect()
             self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-            replies = [self._connection.read_response() for _ in commands]
+            role = self._role()
+            replies = [self._connection.read_response() for _ in commands[1:]]
         except BROKEN as error:
             raise self._lost(error, connecting=True) from error
         except redis.ResponseError as error:
             self.close()
             raise self._refused(error) from error
+        if role and role[0] == b"slave":
+            # Also after a failover: sentinels may name a server that is not, or no longer, a primary.
+            primary = f"{bytes(role[1]).decode()}:{role[2]}"
+            raise self._lost(
+                redis.ConnectionError(
+                    f"it is a replica of {primary}, which cannot be written to: name the primary, or "
+                    "its sentinels (redis+sentinel://)"
+                ),
+                connecting=True,
+            )
         self.client_id = int(replies[1])
         self._connected = True
         if self._outage.since is not None:
             self._outage.served(connected=True)
 
+    def _role(self) -> Any:
+        """What the server says that it is; None when it does not tell us, and refuses what a replica refuses."""
+        try:
+            return self._connection.read_response()
+        except redis.ResponseError:
+            return None
+
     def _lost(self, error: BaseException, *, connecting: bool = False) -> ServerLost:
         self.close()
-        lost = ServerLost(f"Redis is out of reach: {error}")
+        lost = ServerLost(f"Redis is out of reach: {why(error)}")
         if connecting or isinstance(error, redis.TimeoutError):
             self._outage.begin(lost, unreachable=connecting)
         else:

@@ -21,6 +21,7 @@ from typing import Final, Self, cast
 import msgspec
 import redis
 
+from cog_celery.delivery import servers
 from cog_celery.delivery.stream import SLOT, Queue, slot_life
 from cog_celery.local.embedded import EmbeddedServer
 from cog_celery.local.processes import tied
@@ -199,9 +200,7 @@ class _WorkerLook:
         self._credits, self._announce = queue.credits, queue.announce_prefix
         self._name = settings.name
         # Signals wait as long as a look does.
-        self._client = redis.Redis.from_url(
-            settings.redis_url, protocol=2, socket_timeout=1.0, socket_connect_timeout=1.0, retry=None
-        )
+        self._client = servers.client(settings.redis_url, socket_timeout=1.0, socket_connect_timeout=1.0)
         self._before: frozenset[str] = frozenset()
 
     def __enter__(self) -> Self:

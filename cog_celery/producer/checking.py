@@ -21,11 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cog_celery import fleet
+from cog_celery.delivery.servers import why
 from cog_celery.errors import CogCeleryError, ServerError, UsageError
 from cog_celery.gpus.assigning import shares
 from cog_celery.gpus.finding import find
 from cog_celery.models import interpreters
 from cog_celery.producer.clients import connected
+from cog_celery.server_urls import parse_broker
 from cog_celery.settings import Settings, masked_url
 
 TIMEOUT: Final = 5.0
@@ -130,7 +132,9 @@ def _topology(info: Mapping[str, Any]) -> Iterator[Finding]:
         advice = "use a standalone server, or one with replicas and Sentinel: a commit is one step on one node"
         yield Finding("topology", "fail", "this is a node of a Redis Cluster", advice)
     elif info.get("role") not in (None, "master"):
-        yield Finding("topology", "fail", "this is a replica, which cannot be written to", "name its primary")
+        yield Finding(
+            "topology", "fail", "this is a replica, which cannot be written to", "name its primary, or its sentinels"
+        )
     else:
         replicas = int(info.get("connected_slaves", 0))
         yield Finding("topology", "ok", f"one node, {replicas} replica{'' if replicas == 1 else 's'}")
@@ -178,20 +182,38 @@ def _notifications(client: redis.Redis) -> Finding:
 
 def _broker(settings: Settings) -> Finding:
     if settings.broker_is_redis:
-        return Finding("broker", "ok", "the same server as redis, keys under a prefix of their own")
-    shown = masked_url(settings.broker_url)
+        return Finding("broker", "ok", "the same database as redis, keys under a prefix of their own")
+    shown, broker = masked_url(settings.broker_url), parse_broker(settings.broker_url)
+    advice = "start it, or look at --broker-url"
+    if broker.redis and not broker.url.startswith("redis+socket:"):
+        return _redis_broker(settings.broker_url, advice)
 
     from kombu.connection import Connection
-    from kombu.exceptions import OperationalError
 
     try:
-        with Connection(settings.broker_url, connect_timeout=TIMEOUT) as connection:
+        tls = dict(broker.tls) if broker.tls is not None else False
+        with Connection(broker.url, ssl=tls, connect_timeout=TIMEOUT) as connection:
+            # Of what a transport may raise nobody has a list.
             connection.ensure_connection(max_retries=1, timeout=TIMEOUT)
             kind = str(connection.transport.driver_type)
-    except (OperationalError, OSError, KeyError, ImportError, ValueError) as error:
-        reason = type(error.__cause__ or error).__name__
-        return Finding("broker", "fail", f"{shown} cannot be reached ({reason})", "start it, or look at --broker-url")
+    except Exception as error:
+        return Finding("broker", "fail", f"{shown} cannot be reached: {why(error) or type(error).__name__}", advice)
     return Finding("broker", "ok", f"{kind} at {shown}")
+
+
+def _redis_broker(url: str, advice: str) -> Finding:
+    """A Redis that carries tickets alone: what it loses is sent again, so neither persistence nor memory matter."""
+    try:
+        with connected(url, timeout=TIMEOUT) as client:
+            info = _info(client)
+    except ServerError as error:
+        return Finding("broker", "fail", str(error), advice)
+    if info.get("role") not in (None, "master"):
+        return Finding("broker", "fail", f"{masked_url(url)} is a replica", "name its primary, or its sentinels")
+    if int(info.get("cluster_enabled", 0)):
+        return Finding("broker", "fail", f"{masked_url(url)} is a node of a Redis Cluster", "use a standalone server")
+    found = _server(info, masked_url(url), 0).found.partition(", answers")[0]
+    return Finding("broker", "ok", f"{found}, apart from the queues")
 
 
 def _gpus(settings: Settings) -> Finding:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError
-from redis.retry import Retry
+from redis.exceptions import NoPermissionError, ReadOnlyError
 
+from cog_celery.delivery import servers
 from cog_celery.errors import ServerError
 from cog_celery.settings import masked_url
 
@@ -27,10 +26,7 @@ def connected(url: str, *, timeout: float = TIMEOUT) -> Iterator[redis.Redis]:
     Nothing is retried: an XADD whose answer got lost, sent again, would be a second request.
     """
     shown = masked_url(url)
-    client = redis.Redis.from_url(
-        url, protocol=2, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
-    )
-    with client:
+    with servers.client(url, socket_timeout=timeout, socket_connect_timeout=timeout) as client:
         try:
             client.ping()
             yield client
@@ -41,8 +37,15 @@ def connected(url: str, *, timeout: float = TIMEOUT) -> Iterator[redis.Redis]:
         except redis.TimeoutError as error:
             raise ServerError(f"Redis at {shown} did not answer within {timeout:g} s") from error
         except redis.ConnectionError as error:
-            raise ServerError(f"Redis at {shown} cannot be reached: is it running, and is the URL right?") from error
+            raise ServerError(
+                f"Redis at {shown} cannot be reached: is it running, and is the URL right? ({servers.why(error)})"
+            ) from error
         except NoPermissionError as error:
             raise ServerError(f"Redis at {shown} forbids what is needed here: {error}") from error
+        except ReadOnlyError as error:
+            raise ServerError(
+                f"Redis at {shown} is a replica, which cannot be written to: name the primary, or its sentinels "
+                "(redis+sentinel://)"
+            ) from error
         except redis.RedisError as error:
             raise ServerError(f"Redis at {shown} refused: {error}") from error

@@ -130,12 +130,18 @@ def forget(client: redis.Redis, ended: Iterable[Sent]) -> None:
 
 
 def still_there(client: redis.Redis, sent: Sent) -> Sent | None:
-    """Where the request is that was sent, in another queue perhaps; None when it has left its stream."""
-    while not client.xrange(sent.queue, sent.entry, sent.entry):
-        moved = places.moved(client, sent.queue, sent.entry)
-        if moved is None:
-            return None
-        sent = replace(sent, queue=moved[0], entry=moved[1])
+    """Where the request is that was sent, in another queue perhaps; None when it has left its stream.
+
+    A producer who may add requests and read none is not told: then it counts as being where it was last.
+    """
+    try:
+        while not client.xrange(sent.queue, sent.entry, sent.entry):
+            moved = places.moved(client, sent.queue, sent.entry)
+            if moved is None:
+                return None
+            sent = replace(sent, queue=moved[0], entry=moved[1])
+    except NoPermissionError:
+        pass
     return sent
 
 
@@ -271,15 +277,21 @@ class _Bell:
 
 
 def waiting(client: redis.Redis, queue: str, entry: str) -> str:
-    """A sentence about a request that nobody has taken, or nothing when somebody has. Raises redis.RedisError."""
+    """A sentence about a request that nobody has taken; nothing when somebody has, or we may not look. Raises
+    redis.RedisError.
+    """
     depth = client.xlen(queue)
     others = f"{depth} request{'s' if depth != 1 else ''} in {queue}"
-    groups = client.xinfo_groups(queue)
-    if not groups:
-        return f"nobody serves {queue} yet: it has no consumer group ({others}). Is a bridge running, on this Redis?"
-    for group in groups:
-        if client.xpending_range(queue, group["name"], entry, entry, 1):
+    try:
+        groups = client.xinfo_groups(queue)
+        if not groups:
+            return (
+                f"nobody serves {queue} yet: it has no consumer group ({others}). Is a bridge running, on this Redis?"
+            )
+        if any(client.xpending_range(queue, group["name"], entry, entry, 1) for group in groups):
             return ""
+    except NoPermissionError:
+        return ""
     return f"the request still waits, {others}. Are workers running, ready, and not all busy?"
 
 

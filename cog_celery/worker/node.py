@@ -27,6 +27,7 @@ from cog_celery.celery import app, delete_queue
 from cog_celery.delivery.finished import Finished
 from cog_celery.delivery.link import REPLY_TIMEOUT, Link, Outage, SharedLink, insist
 from cog_celery.delivery.presence import About, Presence, SlotSeen, model_version, seen
+from cog_celery.delivery.servers import why
 from cog_celery.delivery.stream import TICKET_VERSION, Held, Queue, Ticket, life
 from cog_celery.errors import CogCeleryError, ServerError, ServerLost, SetupError, UsageError
 from cog_celery.files.input_cache import InputCache
@@ -180,7 +181,7 @@ class Node:
         # Of a server that is broker and queue in one, the links tell, unless it is the broker's part that is refused.
         elsewhere = not self.settings.broker_is_redis
         if elsewhere or (self._outage.since is None and now - self._broker_lost_at > BROKER_ALONE):
-            self._broker_outage.begin(ServerLost(f"the broker is out of reach: {error}"))
+            self._broker_outage.begin(ServerLost(f"the broker is out of reach: {why(error)}"))
 
     def broker_back(self) -> None:
         """It has had one for a while."""

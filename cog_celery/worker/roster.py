@@ -43,6 +43,7 @@ class Roster:
         """What is wrong with the GPUs of each runner, by name, as they were told of it."""
         self._told: dict[str, str] = {}
         """Why runners are out, as was logged."""
+        self._nobody = False
 
     def set_up(self) -> list[Ready]:
         """Set all up for the first time, side by side. Those that cannot be are out, and the others serve; what these
@@ -82,13 +83,14 @@ class Roster:
                 elif was is not None:
                     log.warning("%s is back", self._called(runner))
                 came_or_went |= (was is None) != (runner.out is None)
-                for slot in self._of(runner):
-                    slot.heed_health()
             nobody = bool(self._slots) and all(runner.out is not None for runner in self._runners)
+            said, self._nobody = self._nobody, nobody
             why = self._runners[0].out
+        for slot in (slot for runner in changed for slot in self._of(runner)):
+            slot.heed_health()  # with nothing held: Redis may be out of reach
         if came_or_went:
             self._on_change()
-        if nobody:
+        if nobody and not said:
             self._on_nobody(f"no slot is left: {why}")
 
     def _lose(self, runner: RespawningRunner, trouble: str) -> None:

@@ -4,6 +4,7 @@
 #   REDIS_QUEUES          names or patterns of queues, separated by spaces
 #   REDIS_RESPONSE_KEYS   the same for the keys that producers name in requests: response_queue, cancel_key
 #   REDIS_LOG_QUEUES      the same for --log-queue, if it is used
+#   REDIS_DATABASES       the numbers of databases that queues or broker are in, 0 if it is not said
 #   REDIS_PRODUCER_PASSWORD, REDIS_BRIDGE_PASSWORD, REDIS_WORKER_PASSWORD, REDIS_MONITOR_PASSWORD, and, for who operates
 #   by hand, REDIS_ADMIN_PASSWORD; or the same with _FILE, the path of a file with the password in it
 #   REDIS_TLS_CERT_FILE, REDIS_TLS_KEY_FILE    with these the server speaks TLS alone
@@ -50,15 +51,17 @@ users() {
         [ -n "$value" ] || [ "$role" = ADMIN ] || fail "REDIS_${role}_PASSWORD is empty: each user has a password"
         hashes="$hashes $role=$(hash_of "$value")"
     done
-    HASHES=$hashes awk '
-        function words_for(word, name, variable,    patterns, count, i, before, after, all) {
-            i = index(word, name)
-            if (!i) return word
-            before = substr(word, 1, i - 1)
-            after = substr(word, i + length(name))
-            count = split(ENVIRON[variable], patterns, " ")
-            for (i = 1; i <= count; i++) all = all (i > 1 ? " " : "") before patterns[i] after
-            return all
+    HASHES=$hashes REDIS_DATABASES=${REDIS_DATABASES:-0} awk '
+        function words_for(text, name, variable,    words, patterns, count, w, i, at, all) {
+            count = split(text, words, " ")
+            for (w = 1; w in words; w++) {
+                at = index(words[w], name)
+                if (!at) { all = all " " words[w]; continue }
+                split(ENVIRON[variable], patterns, " ")
+                for (i = 1; i in patterns; i++)
+                    all = all " " substr(words[w], 1, at - 1) patterns[i] substr(words[w], at + length(name))
+            }
+            return substr(all, 2)
         }
         function flush() {
             if (line && !left_out) print line
@@ -78,11 +81,12 @@ users() {
                     left_out = hash[user] == ""
                     word = "#" hash[user]
                 } else {
+                    word = words_for(word, "DATABASE", "REDIS_DATABASES")
                     word = words_for(word, "QUEUE", "REDIS_QUEUES")
                     word = words_for(word, "RESPONSE", "REDIS_RESPONSE_KEYS")
                     word = words_for(word, "LOG", "REDIS_LOG_QUEUES")
                 }
-                line = line (line ? " " : "") word
+                line = line (line && word ? " " : "") word
             }
         }
         END { flush() }

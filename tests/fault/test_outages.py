@@ -140,7 +140,7 @@ STATES: dict[str, tuple[Commands, Commands, str]] = {
     "locked": (("CONFIG SET requirepass word",), ("CONFIG SET requirepass ''",), "PING"),
 }
 """What brings a server into a state, what brings it out of it, and what it does not do meanwhile."""
-CLOSED = ("full", "locked")
+CLOSED = ("full", "locked", "read-only", "a replica without its primary")
 """States in which nobody new is let in."""
 
 
@@ -197,7 +197,7 @@ def _take_slowly(listener: socket.socket, size: int, seconds: float) -> None:
     connection, _ = listener.accept()
     with connection:
         connection.recv(1 << 16)
-        connection.sendall(b"+OK\r\n:1\r\n" + b"+sha\r\n" * len(SCRIPTS))
+        connection.sendall(b"*1\r\n+master\r\n+OK\r\n:1\r\n" + b"+sha\r\n" * len(SCRIPTS))
         began, taken = time.monotonic(), 0
         while taken < size:
             piece = connection.recv(1 << 16)

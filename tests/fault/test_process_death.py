@@ -110,7 +110,7 @@ def test_kill_9_of_a_worker_takes_its_runners_and_what_their_models_started_alon
 
 
 def guardians(fleet: Fleet) -> list[int]:
-    return [process.pid for process in fleet.processes() if "killpg" in process.command]
+    return [process.pid for process in fleet.processes() if "runners/kin.py" in process.command]
 
 
 def test_a_guardian_that_is_killed_costs_nothing_and_is_replaced_before_it_is_needed(fleet: FleetFactory) -> None:

@@ -23,7 +23,7 @@ from cog_celery.delivery.link import Link
 from cog_celery.delivery.stream import Delivery, Entry, Queue
 from cog_celery.errors import ServerError
 from tests.support.fleet import Fleet
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, as_user
 
 pytestmark = pytest.mark.ours
 
@@ -79,7 +79,8 @@ def dead(buried: Buried) -> Dead:
     """Run `cog-celery dead …` on the queue, without a terminal."""
 
     def run(*arguments: str, queue: str | None = None, url: str | None = None) -> Result:
-        env = {"COG_CELERY_QUEUE": queue or buried.queue.name, "REDIS_URL": url or buried.server.url}
+        role = "monitor" if arguments[0] in ("list", "show") else "admin"
+        env = {"COG_CELERY_QUEUE": queue or buried.queue.name, "REDIS_URL": as_user(role, url or buried.server.url)}
         return CliRunner().invoke(cli.cli, ["dead", *arguments], env=env)
 
     return run

@@ -65,7 +65,7 @@ class Flower:
         self.url = f"http://127.0.0.1:{self._port}"
         command = [sys.executable, "-m", "celery", "-A", "cog_celery", "flower"]
         command += ["--address=127.0.0.1", f"--port={self._port}", f"--basic-auth={self._user}", *OPTIONS]
-        self.child: Child = fleet.start_child("flower", command)
+        self.child: Child = fleet.start_child("flower", command, role="monitor")
         wait_until(self._answers, "Flower to answer", 30)
 
     @property

@@ -25,7 +25,7 @@ import redis
 from cog_celery.producer import sending_many
 from tests.support.processes import wait_until
 from tests.support.s3 import BUCKET, Rclone
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, as_user
 from tests.support.web import Web, reply
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def consumer(redis_server: RedisServer, queue: str) -> Iterator[Callable[[Script
 
 def environment(server: RedisServer) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("COG_CELERY_", "REDIS_URL"))}
-    return env | {"PYTHONPATH": str(ROOT), "REDIS_URL": server.url, "PYTHONWARNINGS": "error"}
+    return env | {"PYTHONPATH": str(ROOT), "REDIS_URL": as_user("producer", server.url), "PYTHONWARNINGS": "error"}
 
 
 def start(

@@ -34,7 +34,7 @@ from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
 from tests.support.producer import Request
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, as_user
 
 pytestmark = pytest.mark.ours
 
@@ -49,7 +49,7 @@ def status(redis_server: RedisServer) -> Status:
     """Run `cog-celery status …`, without a terminal."""
 
     def run(*arguments: str, url: str | None = None) -> Result:
-        env = {"COG_CELERY_QUEUE": None, "REDIS_URL": url or redis_server.url}
+        env = {"COG_CELERY_QUEUE": None, "REDIS_URL": as_user("monitor", url or redis_server.url)}
         return CliRunner().invoke(cli.cli, ["status", *arguments], env=env)
 
     return run
@@ -239,7 +239,7 @@ def test_on_a_terminal_it_is_watched_until_ctrl_c(working: Fleet, redis_server: 
     ioctl(side, TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "cog_celery", "status", "--queue", working.queue, "--watch", "--every", "0.2"],
-        env={**os.environ, "REDIS_URL": redis_server.url, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        env={**os.environ, "REDIS_URL": as_user("monitor", redis_server.url), "PYTHONPATH": str(ROOT), "TERM": "xterm"},
         stdin=side,
         stdout=side,
         stderr=side,

@@ -169,6 +169,8 @@ def test_status_shows_fronts_and_lanes_without_false_alarms_and_finds_what_was_m
     assert told.returncode == 0, told.stderr
     front, v1 = json.loads(told.stdout)["queues"]
     assert front["settings"]["front"] and not front["troubles"] and v1["settings"]["priority"]
+    shown = two.run("status", "--queue", two.front, "--queue", two.v1, "--output", "text").stdout
+    assert "in .high" in shown and "0/0" not in shown, shown
     where = two.run("status", request.id, "--queue", two.front, "--queue", two.v1, "--output", "json")
     assert where.returncode == 0, where.stderr
     newest, oldest = json.loads(where.stdout)["predictions"]

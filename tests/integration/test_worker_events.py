@@ -15,13 +15,14 @@ from celery import Celery
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
 from tests.support.producer import bare, canceled, succeeded
+from tests.support.servers import as_user
 
 pytestmark = pytest.mark.ours
 
 
 def client_app(url: str) -> Celery:
     """An application that knows nothing of ours but the broker and its key prefix."""
-    app = Celery("observer", broker=url, set_as_current=False)
+    app = Celery("observer", broker=as_user("monitor", url), set_as_current=False)
     app.conf.broker_transport_options = {"global_keyprefix": "cog-celery:broker:"}
     return app
 

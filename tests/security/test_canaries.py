@@ -236,6 +236,7 @@ def test_nothing_that_is_written_sent_or_shown_has_a_secret_in_it(cage: Cage) ->
 
     broker = [one for one in map(said, cage.monitor.commands()) if b"cog-celery:broker:" in one]
     assert any(running.id.encode() in one for one in broker) and len(cage.got.bodies) > 5
+    assert {"redis_queue.fetch", "redis_queue.upload"} <= {span.name for span in cage.got.spans}
     cage.shown["broker"] = b"\n".join(broker).decode(errors="replace")
     cage.shown["traces"] = b"\n".join(cage.got.bodies).decode(errors="replace")
     cage.shown |= {f"log of {child.name}": child.text() for child in fleet.children}

@@ -173,5 +173,5 @@ def _what_ran(scene: Scene, row: Row, running: Sent, runner: int, *, once: bool)
 
 def _what(process: Process) -> str:
     """A process in a word or two."""
-    words: Sequence[str] = ("bridge", "worker", "_runner", "killpg")
+    words: Sequence[str] = ("bridge", "worker", "_runner", "runners/kin.py")
     return next((word for word in words if word in process.command), process.command[:40])

@@ -19,12 +19,15 @@ import redis
 
 from tests.support.processes import MARK, Child, Process, family, marked, wait_until
 from tests.support.producer import Producer
-from tests.support.servers import Server
+from tests.support.servers import Server, as_user
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "tests" / "models"
 PEER = os.environ.get("COG_PEER_PYTHON")
 """An interpreter with `cog` in it: then Cog's own queue worker consumes, to see what its consumers see."""
+
+ROLES = {"bridge": "bridge", "worker": "worker", "send": "producer", "cancel": "producer", "status": "monitor"}
+"""Which user of Redis a command is, where tests run under access rules; all others operate."""
 
 Option = str | int | float | bool | Sequence[str]
 
@@ -81,7 +84,10 @@ class Fleet:
             self.options["slots"] = slots
         self.env = env or {}
         self.plan = (bridges, workers)
-        self.producer = Producer(self.client, self.queue)
+        self._sender: redis.Redis | None = None
+        if (url := as_user("producer", server.url)) != server.url:
+            self._sender = redis.Redis.from_url(url, decode_responses=True, protocol=2)
+        self.producer = Producer(self._sender or self.client, self.queue)
         self.children: list[Child] = []
         self.bridges: list[Child] = []
         self.workers: list[Child] = []
@@ -91,17 +97,25 @@ class Fleet:
 
     # Starting
 
-    def environment(self, options: Mapping[str, Option], own: Mapping[str, str] | None = None) -> dict[str, str]:
+    def environment(
+        self, options: Mapping[str, Option], own: Mapping[str, str] | None = None, role: str = "admin"
+    ) -> dict[str, str]:
         """The variables of a child: this fleet's settings, and `options` over them; `own`: variables of its own, which
-        its model does not get.
+        its model does not get; `role`: whom Redis knows it as.
         """
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("COG_", "REDIS_URL", "OTEL_"))}
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("COG_", "REDIS_URL", "OTEL_", "TEST_"))
+        }
         if not PEER:
             # The folder of the project, for the test run may not have it installed.
             env["PYTHONPATH"] = str(ROOT)
             model_env = [MARK, *self.env]
             env |= variables({**self.options, **options, "model_env": model_env})
-            env["REDIS_URL"] = self.server.url
+            env["REDIS_URL"] = as_user(role, self.server.url)
+            if broker := env.get("COG_CELERY_BROKER_URL"):
+                env["COG_CELERY_BROKER_URL"] = as_user(role, broker)
             env["TMPDIR"] = str(self.folder)
         return {**env, **self.env, **(own or {}), MARK: self.mark}
 
@@ -134,7 +148,7 @@ class Fleet:
     ) -> Child:
         """`python -m cog_celery …` with this fleet's variables, and `env` over them, behind the words `through`."""
         command = [*through, sys.executable, "-m", "cog_celery", *arguments]
-        return self.start_child(what, command, options=options, env=env)
+        return self.start_child(what, command, options=options, env=env, role=ROLES.get(arguments[0], "admin"))
 
     def start_child(
         self,
@@ -144,11 +158,12 @@ class Fleet:
         cwd: Path | None = None,
         options: Mapping[str, Option] | None = None,
         env: Mapping[str, str] | None = None,
+        role: str = "admin",
     ) -> Child:
         """Any process, with this fleet's variables and mark, and `env` over them."""
         number = len(self.children)
         log = self.folder / f"{self.queue}-{number}-{name}.log"
-        child = Child(f"{name} {number}", command, log=log, cwd=cwd, env=self.environment(options or {}, env))
+        child = Child(f"{name} {number}", command, log=log, cwd=cwd, env=self.environment(options or {}, env, role))
         self.children.append(child)
         return child
 
@@ -286,6 +301,8 @@ class Fleet:
         for process in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+        if self._sender is not None:
+            self._sender.close()
 
     def __enter__(self) -> Fleet:
         return self

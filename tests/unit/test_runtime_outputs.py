@@ -21,6 +21,7 @@ import pytest
 
 from cog_celery.runtime.cog import BaseModel, Path, Secret
 from cog_celery.runtime.cog._runner.outputs import Encoder, Files, OutputError
+from tests.support.bare_runner import BareRunner, write_model
 
 
 @pytest.fixture
@@ -144,6 +145,18 @@ def test_a_value_becomes_json(encoder: Encoder, value: Any, expected: Any) -> No
     assert files == b""
 
 
+@pytest.mark.parametrize(("levels", "wide", "fits"), [(500, 1, True), (501, 1, False), (3, 100, True)])
+def test_an_output_has_levels_that_can_be_read(encoder: Encoder, levels: int, wide: int, fits: bool) -> None:
+    value: Any = []
+    for _ in range(levels - 1):
+        value = {"a": [value] * wide} if wide > 1 else {"a": value}
+    if fits:
+        assert json.loads(encoder.encode(value)[0]) == value
+    else:
+        with pytest.raises(OutputError, match="more than 500 levels deep"):
+            encoder.encode(value)
+
+
 def test_json_is_compact_and_utf8(encoder: Encoder) -> None:
     assert encoder.encode({"a": ["é", 1]})[0] == '{"a":["é",1]}'.encode()
 
@@ -192,6 +205,18 @@ def test_files_come_in_the_order_in_which_they_appear(encoder: Encoder, tmp_path
         (["two", 1], "c", b"c"),
         (["three"], "a", b"a"),
     ]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_name_that_is_no_text_becomes_one(encoder: Encoder, tmp_path: pathlib.Path, keep: bool) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    file = folder / os.fsdecode(b"caf\xe9.png")
+    file.write_bytes(b"image")
+    _, found = encoder.encode(Path(file), keep)
+    assert entries(found) == [([], "caf\ufffd.png", b"image")]
+    with file.open("rb") as opened:
+        assert entries(encoder.encode(opened)[1]) == [([], "caf\ufffd.png", b"image")]
 
 
 def test_a_relative_path_is_the_models(
@@ -280,3 +305,37 @@ def test_bases_of_a_base_model_have_to_go_together() -> None:
         a: int = 1
 
     assert Own() == Own(a=1)
+
+
+NO_ROOM = """
+    import io
+    import resource
+
+    from cog import BasePredictor, File
+
+
+    class Predictor(BasePredictor):
+        def predict(self, size: int = 2_000) -> File:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.RLIM_INFINITY))
+            return io.BytesIO(bytes(size))
+
+
+    async def at_once(size: int = 2_000) -> File:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, resource.RLIM_INFINITY))
+        return io.BytesIO(bytes(size))
+"""
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_file_without_room_is_not_the_models_failure(tmp_path: pathlib.Path, slots: int) -> None:
+    environment = {"COG_MAX_CONCURRENCY": str(slots), "TMPDIR": str(tmp_path)}
+    with BareRunner(write_model(tmp_path, NO_ROOM), environment=environment) as runner:
+        reference = "predict.py:Predictor" if slots == 1 else "predict.py:at_once"
+        assert runner.load(reference, concurrency=slots)["concurrency"] == slots
+        done = runner.done({})
+        assert (done["status"], done["fault"]) == ("failed", "platform")
+        assert done["error"] == (
+            "An output file could not be stored: File too large. Make room on the worker's disk for temporary files."
+        )
+        assert runner.logs() == ""
+        assert "fault" not in runner.done({"size": 10})

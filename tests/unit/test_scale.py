@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "scaling.md"
 PREDICTION = {
     "server_us": 200.0,
+    "executing_us": 50.0,
+    "trip_us": 10.0,
     "bridge_us": 400.0,
     "workers_us": 900.0,
     "trips": 5.0,

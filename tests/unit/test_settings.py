@@ -17,7 +17,6 @@ from cog_celery.settings import (
     S3_MODES,
     UPLOAD_MODES,
     Settings,
-    broker_on,
     default_name,
     default_queue,
     masked_url,
@@ -194,7 +193,6 @@ def test_the_broker_follows_redis_unless_it_is_another_server() -> None:
     assert Settings.load({"redis_url": "redis://a"}, {}).with_redis("redis://b").broker_url == "redis://b"
     apart = Settings.load({"redis_url": "redis://a", "broker_url": "amqp://c"}, {}).with_redis("redis://b")
     assert (apart.redis_url, apart.broker_url) == ("redis://b", "amqp://c")
-    assert broker_on("unix:///run/redis.sock?db=2") == "redis+socket:///run/redis.sock?virtual_host=2"
 
 
 def test_a_bridge_needs_a_queue_and_a_worker_exactly_one() -> None:

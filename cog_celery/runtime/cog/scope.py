@@ -12,12 +12,15 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any, Optional
 
+from ._runner.depth import is_too_deep
 from .types import ExperimentalFeatureWarning
 
 __all__ = ["Scope", "current_scope", "emit_metric"]
 
 MAX_NAME = 128
 MAX_SEGMENTS = 4
+MAX_DEPTH = 100
+"""Levels of lists and dicts in one."""
 MAX_BITS = 1023
 """Of a whole number: what a float can hold, since that is what becomes of it where metrics are kept."""
 _SEGMENT = re.compile(r"(?!.*__)[A-Za-z](?:[A-Za-z0-9_]*[A-Za-z0-9])?\Z")
@@ -91,7 +94,8 @@ class Scope:
                 before = []
             elif not isinstance(before, list):
                 raise TypeError(f"metric {name!r} is {type(before).__name__}: nothing can be appended to it")
-            self.recorded[name] = [*before, value]
+            before.append(value)  # it is a copy of ours
+            self.recorded[name] = before
             return
         if mode == "incr":
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -112,7 +116,10 @@ def _plain(name: str, value: Any) -> Any:
     if not isinstance(value, _TYPES):
         raise TypeError(f"metric {name!r} must be a bool, int, float, str, list or dict, not {type(value).__name__}")
     if isinstance(value, (list, dict)):
-        value = json.loads(json.dumps(value))  # a copy, and a TypeError for what has no form in JSON
+        text = json.dumps(value)  # a TypeError for what has no form in JSON
+        if is_too_deep(value, text, MAX_DEPTH):
+            raise ValueError(f"metric {name!r} is more than {MAX_DEPTH} levels deep")
+        value = json.loads(text)  # a copy
     return value
 
 

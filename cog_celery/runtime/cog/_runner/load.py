@@ -232,4 +232,9 @@ def find_weights(annotation: Any) -> Any:
     members = typing.get_args(annotation) or (annotation,)
     if str in members and Path not in members:
         return found
-    return URLPath(source=found).convert() if scheme_of(found) in ("http", "https") else Path(found)
+    if scheme_of(found) not in ("http", "https"):
+        return Path(found)
+    try:
+        return URLPath(source=found).convert()
+    except OSError as error:
+        raise OSError(f"the weights that COG_WEIGHTS names cannot be fetched: {error}") from None

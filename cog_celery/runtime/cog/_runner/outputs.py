@@ -18,6 +18,7 @@ from typing import Any, Callable, Optional
 from ..coder import own_coder
 from ..model import BaseModel
 from ..types import MASK, Secret
+from .depth import MAX_LEVELS, is_too_deep
 from .standard import import_standard
 
 COPY_SIZE = 1 << 20
@@ -77,7 +78,7 @@ class Files:
 
     def place(self, name: str) -> str:
         """A path of that base name where nothing lies yet. Raises StorageError, OSError."""
-        base = os.path.basename(name)
+        base = os.fsencode(os.path.basename(name)).decode("utf-8", "replace")
         try:
             return os.path.join(self._new_folder(), base if base not in ("", ".", "..") else "file")
         except OSError as error:
@@ -114,9 +115,13 @@ class Encoder:
         if type(value) is str:
             return _to_bytes(_encode_str(value)), b""
         try:
-            return _to_bytes(_encode_plain(value)), b""
+            text = _encode_plain(value)
         except (_NotPlain, TypeError, ValueError, RecursionError):
             pass
+        else:
+            if is_too_deep(value, text):
+                raise OutputError(f"The output is more than {MAX_LEVELS} levels deep.")
+            return _to_bytes(text), b""
         found: list[dict[str, Any]] = []
         plain = _Walk(self._files, keep, found, self._reveal).convert(value, ())
         try:
@@ -189,8 +194,8 @@ class _Walk:
     def _add_path(self, path: str, at: tuple[Any, ...]) -> None:
         if not os.path.isfile(path):
             raise OutputError(f"The output {path} is not a file: write it before it is returned.")
-        if self._keep:
-            path = self._kept(path)
+        if self._keep or _to_bytes(path) != os.fsencode(path):
+            path = self._kept(path)  # under a name that has a form in JSON
         self._found.append({"at": list(at), "path": path})
 
     def _kept(self, path: str) -> str:
