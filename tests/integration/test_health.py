@@ -312,8 +312,11 @@ def test_a_worker_that_no_ticket_reaches_is_unhealthy_until_one_does(
     redis_server: RedisServer, own_server: RedisServer, tmp_path: Path
 ) -> None:
     with fleets_on(redis_server, tmp_path) as make:
-        one = make("modes", lease=0.6, turn=0, broker_url=own_server.url, heartbeat_file=str(tmp_path / "alive"))
-        [worker] = one.workers
+        options = {"lease": 0.6, "turn": 0, "broker_url": own_server.url, "heartbeat_file": str(tmp_path / "alive")}
+        one = make("modes", start=False, **options)
+        one.start_bridge(heartbeat_file=str(tmp_path / "bridge"))
+        worker = one.start_worker()
+        one.wait_ready()
         [credit] = one.client.lrange(f"cog-celery:{one.queue}:credits", 0, -1)
         with thief(own_server, f"cog-celery:broker:cog-celery.{str(credit).rpartition('.')[0]}"):
             request = one.producer.send({"mode": "hello"})
