@@ -138,6 +138,8 @@ class Stage:
         self.server, self.fleet, self.web, self.secret = server, fleet, web, secret
         self.producer = fleet.producer
         self.flower = Flower(fleet)
+        # It answers before it listens: what it has heard of a worker shows that it does.
+        wait_until(lambda: self.flower.online().get(WORKER), "Flower to hear of the worker", 15, interval=0.1)
         self.watch = Watch(self.flower)
         self.slow = slow
         slow.start_bridge()
