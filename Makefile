@@ -99,6 +99,10 @@ bench-telemetry: $(VENV)/.installed ## Measure what rows, log lines, metrics and
 bench-models: $(VENV)/.installed ## Measure the models of workers/ with one slot and with two; installs them
 	@$(BIN)/python -m bench.workers $(ARGS)
 
+.PHONY: rules
+rules: $(VENV)/.installed ## Make the alerts of the Kubernetes manifests from deploy/monitoring/rules.yaml
+	@$(BIN)/python scripts/prometheus_rule.py
+
 .PHONY: bench-scale
 bench-scale: $(VENV)/.installed ## Measure how far it goes: slots, workers, queues, a million requests; ten minutes
 	@$(BIN)/python -m bench.scale $(ARGS)

@@ -7,6 +7,8 @@
 #   REDIS_DATABASES       the numbers of databases that queues or broker are in, 0 if it is not said
 #   REDIS_PRODUCER_PASSWORD, REDIS_BRIDGE_PASSWORD, REDIS_WORKER_PASSWORD, REDIS_MONITOR_PASSWORD, and, for who operates
 #   by hand, REDIS_ADMIN_PASSWORD; or the same with _FILE, the path of a file with the password in it
+#   REDIS_REPLICA_PASSWORD, REDIS_SENTINEL_PASSWORD, likewise: for servers with replicas, the same on each of them
+#   REDIS_PRIMARY         host and port of the primary, separated by a space, for a server that begins as a replica
 #   REDIS_TLS_CERT_FILE, REDIS_TLS_KEY_FILE    with these the server speaks TLS alone
 #   REDIS_TLS_CA_FILE     with it clients must show a certificate of that authority
 #   REDIS_PORT            6379
@@ -18,6 +20,8 @@
 #   start.sh --ping           0 if the server of these same variables answers, for a health check
 set -eu
 umask 077
+
+ROLES="PRODUCER BRIDGE WORKER MONITOR REPLICA SENTINEL ADMIN"
 
 fail() {
     echo "start.sh: $*" >&2
@@ -46,9 +50,10 @@ users() {
     [ -n "${REDIS_RESPONSE_KEYS:-}" ] ||
         fail "REDIS_RESPONSE_KEYS is empty: name the keys of responses, like 'response:*', or '*' for any key"
     hashes=
-    for role in PRODUCER BRIDGE WORKER MONITOR ADMIN; do
+    for role in $ROLES; do
         value=$(password "$role")
-        [ -n "$value" ] || [ "$role" = ADMIN ] || fail "REDIS_${role}_PASSWORD is empty: each user has a password"
+        [ -n "$value" ] || case $role in ADMIN | REPLICA | SENTINEL) true ;; *) false ;; esac ||
+            fail "REDIS_${role}_PASSWORD is empty: each user has a password"
         hashes="$hashes $role=$(hash_of "$value")"
     done
     HASHES=$hashes REDIS_DATABASES=${REDIS_DATABASES:-0} awk '
@@ -141,9 +146,20 @@ text=$(users)
 acl=$(mktemp "${TMPDIR:-/tmp}/users.XXXXXX")
 printf '%s\n' "$text" >"$acl"
 
+# A primary may be a replica tomorrow. In a file, since arguments can be read by everybody, and sentinels have it written.
+conf=
+if [ -n "${REDIS_REPLICA_PASSWORD:-}${REDIS_REPLICA_PASSWORD_FILE:-}" ]; then
+    replica=$(password REPLICA)
+    conf=$(mktemp "${TMPDIR:-/tmp}/redis.XXXXXX")
+    printf 'masteruser replica\nmasterauth "%s"\n' "$replica" >"$conf"
+    [ -z "${REDIS_PRIMARY:-}" ] || printf 'replicaof %s\n' "$REDIS_PRIMARY" >>"$conf"
+elif [ -n "${REDIS_PRIMARY:-}" ]; then
+    fail "REDIS_PRIMARY needs REDIS_REPLICA_PASSWORD"
+fi
+
 # No password is left in the server's environment.
-for role in PRODUCER BRIDGE WORKER MONITOR ADMIN; do
+for role in $ROLES; do
     unset "REDIS_${role}_PASSWORD"
 done
-exec "$server" --bind "* -::*" --protected-mode yes --aclfile "$acl" \
+exec "$server" ${conf:+"$conf"} --bind "* -::*" --protected-mode yes --aclfile "$acl" \
     --appendonly yes --appendfsync everysec --save "" --maxmemory-policy noeviction --notify-keyspace-events 'K$' "$@"

@@ -17,11 +17,11 @@ import pytest
 from celery import Celery
 
 from tests.conftest import FleetFactory, missing
+from tests.integration.test_worker_events import client_app
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
 from tests.support.processes import wait_until
 from tests.support.producer import Request, bare, canceled, failed, succeeded
-from tests.support.servers import as_user
 from tests.support.web import Handler, Web
 
 pytestmark = pytest.mark.ours
@@ -112,9 +112,7 @@ class Predictor(BasePredictor):
 @pytest.fixture
 def app(modes: Fleet) -> Iterator[Celery]:
     """An application that knows nothing of ours but the broker and its key prefix."""
-    app = Celery("observer", broker=as_user("monitor", modes.server.url), set_as_current=False)
-    app.conf.broker_transport_options = {"global_keyprefix": "cog-celery:broker:"}
-    with app:
+    with client_app(modes.server.url) as app:
         yield app
 
 

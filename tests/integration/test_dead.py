@@ -79,7 +79,7 @@ def dead(buried: Buried) -> Dead:
     """Run `cog-celery dead …` on the queue, without a terminal."""
 
     def run(*arguments: str, queue: str | None = None, url: str | None = None) -> Result:
-        role = "monitor" if arguments[0] in ("list", "show") else "admin"
+        role = "monitor" if arguments[:1] in (("list",), ("show",)) else "admin"
         env = {"COG_CELERY_QUEUE": queue or buried.queue.name, "REDIS_URL": as_user(role, url or buried.server.url)}
         return CliRunner().invoke(cli.cli, ["dead", *arguments], env=env)
 

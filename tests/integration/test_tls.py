@@ -213,12 +213,40 @@ def secure_sentinel(secure: SecureServer, folder: Path) -> Iterator[int]:
         f"tls-cert-file {own.file}\ntls-key-file {own.key}\ntls-ca-cert-file {secure.authority.file}\n"
         f"requirepass sentinels-word\n"
         f"sentinel monitor main 127.0.0.1 {secure.port} 1\n"
-        f"sentinel auth-user main admin\nsentinel auth-pass main {PASSWORD}\n"
+        f"sentinel auth-user main sentinel\nsentinel auth-pass main {PASSWORD}\n"
     )
     child = Child("sentinel", [str(binary("redis")), str(file), "--sentinel"], log=folder / "log", env=os.environ)
     try:
         wait_until(lambda: "+monitor" in child.text(), "the sentinel")
         yield port
+    finally:
+        child.discard()
+
+
+def test_a_replica_that_start_sh_has_started_follows_by_tls_and_as_a_user_of_its_own(
+    secure: SecureServer, tmp_path: Path
+) -> None:
+    port = free_port()
+    variables = secure.variables | {"REDIS_PORT": str(port), "REDIS_PRIMARY": f"127.0.0.1 {secure.port}"}
+    command = ["sh", str(START), "--dir", str(tmp_path), "--repl-diskless-sync-delay", "0"]
+    child = Child("start.sh", command, log=tmp_path / "log", env={**os.environ, **variables})
+    try:
+        secure.client.set("response-followed", "yes")
+        address = f"rediss://admin:{PASSWORD}@127.0.0.1:{port}/0?{secure.parameters()}"
+        with redis.Redis.from_url(address, protocol=2, decode_responses=True) as replica:
+
+            def followed() -> bool:
+                child.check_running()
+                try:
+                    return bool(replica.get("response-followed") == "yes")
+                except redis.ConnectionError:
+                    return False
+
+            wait_until(followed, "the replica to have it", 20)
+        assert f"it is a replica of 127.0.0.1:{secure.port}" in refusal(
+            f"rediss://worker:{PASSWORD}@127.0.0.1:{port}/0?{secure.parameters()}", "replica"
+        )
+        assert PASSWORD.encode() not in Path(f"/proc/{child.pid}/cmdline").read_bytes().split(b"\0")
     finally:
         child.discard()
 

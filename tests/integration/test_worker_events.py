@@ -15,7 +15,7 @@ from celery import Celery
 from tests.support.fleet import Fleet
 from tests.support.processes import wait_until
 from tests.support.producer import bare, canceled, succeeded
-from tests.support.servers import as_user
+from tests.support.servers import UNDER_ACL, as_user
 
 pytestmark = pytest.mark.ours
 
@@ -23,7 +23,9 @@ pytestmark = pytest.mark.ours
 def client_app(url: str) -> Celery:
     """An application that knows nothing of ours but the broker and its key prefix."""
     app = Celery("observer", broker=as_user("monitor", url), set_as_current=False)
-    app.conf.broker_transport_options = {"global_keyprefix": "cog-celery:broker:"}
+    # The monitor of deploy/redis is what our own applications are, and acknowledges nothing.
+    options = {"ack_emulation": False} if UNDER_ACL else {}
+    app.conf.broker_transport_options = {"global_keyprefix": "cog-celery:broker:", **options}
     return app
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis
@@ -17,8 +20,9 @@ from cog_celery.cli import main as cli
 from cog_celery.delivery.link import Link
 from cog_celery.delivery.scripts import SCRIPTS, TAKE
 from cog_celery.errors import Forbidden
+from cog_celery.producer.sending import FIRST_DOUBT
 from tests.conftest import missing
-from tests.support.fleet import Fleet
+from tests.support.fleet import Fleet, Option
 from tests.support.processes import Child, wait_until
 from tests.support.producer import Producer, bare, succeeded
 from tests.support.servers import KINDS, PASSWORD, ROLES, START, binary, free_port, role_variables
@@ -233,9 +237,8 @@ def test_what_a_link_may_not_do_it_says_in_one_sentence(guarded: Guarded) -> Non
 
 
 def test_a_fleet_of_these_users_does_all_that_a_fleet_does(guarded: Guarded, tmp_path: Path) -> None:
-    with Fleet(
-        guarded, tmp_path, "modes", queue=QUEUE, lease=1, turn=0.3, idempotent_ids=True, log_queue="setup-log"
-    ) as one:
+    options: dict[str, Option] = {"lease": 1, "turn": 0.3, "idempotent_ids": True, "priority": True}
+    with Fleet(guarded, tmp_path, "modes", queue=QUEUE, log_queue="setup-log", **options) as one:  # type: ignore[arg-type]
         for role, start in (("bridge", one.start_bridge), ("worker", one.start_worker)):
             start(env={"REDIS_URL": guarded.at(role)})
         one.wait_ready(1)
@@ -246,6 +249,9 @@ def test_a_fleet_of_these_users_does_all_that_a_fleet_does(guarded: Guarded, tmp
         producer.send({"mode": "hello"}, id="again", response_queue="response:3", cancel_key=None)
         for key in ("response:2", "response:3"):
             assert bare(producer.wait(key)) == succeeded("hello world")
+        lane = Producer(guarded.clients["producer"], f"{QUEUE}.high")
+        lane.send({"mode": "hello"}, response_queue="response:high", cancel_key=None)
+        assert bare(lane.wait("response:high")) == succeeded("hello world")
         running = producer.send({"mode": "sleeps", "seconds": 60}, response_queue="response:4", cancel_key="response:c")
         producer.wait_for(running, lambda response: True)
         producer.cancel(running)
@@ -260,6 +266,8 @@ def test_a_fleet_of_these_users_does_all_that_a_fleet_does(guarded: Guarded, tmp
 
         sent = run("producer", "send", "--queue", QUEUE, "-i", "mode=hello", "--output", "json")
         assert json.loads(sent)["output"] == "hello world"
+        for child in one.bridges:
+            child.check_running()
         assert QUEUE in run("monitor", "status", "--queue", QUEUE)
         assert "not JSON" in run("monitor", "dead", "list", "--queue", QUEUE, "--output", "json")
         run("admin", "dead", "drop", "--all", "--yes", "--queue", QUEUE)
@@ -301,3 +309,21 @@ def test_start_sh_says_what_is_missing_and_writes_no_password(tmp_path: Path) ->
     assert run(by_file | {"REDIS_WORKER_PASSWORD_FILE": str(file)}, "--print-users").stdout != printed.stdout
     failed = run(whole | {"REDIS_TLS_CERT_FILE": str(tmp_path / "nothing.pem")})
     assert failed.returncode == 2 and "cannot be read" in failed.stderr
+
+
+def test_a_producer_that_may_not_look_at_its_queue_goes_on_waiting_for_its_answer(guarded: Guarded) -> None:
+    """After some seconds without news, `send` looks whether its request is still there."""
+    queue = f"{QUEUE}-slow"
+    words = [sys.executable, "-m", "cog_celery", "send", "--queue", queue, "-i", "a=b", "--output", "json"]
+    env = {**os.environ, "REDIS_URL": guarded.at("producer")}
+    process = subprocess.Popen(words, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        entries = wait_until(lambda: guarded.client.xrange(queue), "the request", 20)
+        request = json.loads(cast("list[tuple[str, dict[str, str]]]", entries)[0][1]["value"])
+        time.sleep(FIRST_DOUBT + 1)
+        assert process.poll() is None
+        guarded.client.set(request["response_queue"], '{"status":"succeeded","output":1}')
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and json.loads(out)["output"] == 1, err

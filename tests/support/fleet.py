@@ -26,7 +26,7 @@ MODELS = ROOT / "tests" / "models"
 PEER = os.environ.get("COG_PEER_PYTHON")
 """An interpreter with `cog` in it: then Cog's own queue worker consumes, to see what its consumers see."""
 
-ROLES = {"bridge": "bridge", "worker": "worker", "send": "producer", "cancel": "producer", "status": "monitor"}
+ROLES = {"bridge": "bridge", "worker": "worker", "send": "producer", "status": "monitor"}
 """Which user of Redis a command is, where tests run under access rules; all others operate."""
 
 Option = str | int | float | bool | Sequence[str]

@@ -106,16 +106,9 @@ class Monitor:
         else:
             sock = socket.create_connection((options["host"], options["port"]), timeout=1)
         try:
-            sock.sendall(b"MONITOR\r\n")
-            answer = b""
-            # Byte by byte: nothing of what follows may be taken from the reader.
-            while not answer.endswith(b"\n"):
-                byte = sock.recv(1)
-                if not byte:
-                    raise ConnectionResetError("the server closed the connection")
-                answer += byte
-            if answer != b"+OK\r\n":
-                raise ConnectionRefusedError(f"MONITOR was answered with {answer!r}")
+            if options.get("password"):
+                _ask(sock, f"AUTH {options.get('username') or 'default'} {options['password']}")
+            _ask(sock, "MONITOR")
             sock.settimeout(None)
         except BaseException:
             sock.close()
@@ -241,3 +234,17 @@ class Monitor:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+
+def _ask(sock: socket.socket, command: str) -> None:
+    """Send a command that is to be answered with OK."""
+    sock.sendall(command.encode() + b"\r\n")
+    answer = b""
+    # Byte by byte: nothing of what follows may be taken from the reader.
+    while not answer.endswith(b"\n"):
+        byte = sock.recv(1)
+        if not byte:
+            raise ConnectionResetError("the server closed the connection")
+        answer += byte
+    if answer != b"+OK\r\n":
+        raise ConnectionRefusedError(f"{command.split()[0]} was answered with {answer!r}")

@@ -25,7 +25,7 @@ KINDS = ("valkey", "redis")
 
 UNDER_ACL: Final = os.environ.get("TEST_REDIS_ACL", "") not in ("", "0")
 """Whether all servers have the users of deploy/redis, and the processes of fleets are these users."""
-ROLES: Final = ("producer", "bridge", "worker", "monitor", "admin")
+ROLES: Final = ("producer", "bridge", "worker", "monitor", "replica", "sentinel", "admin")
 PASSWORD: Final = "word"
 """Of each of them."""
 START: Final = Path(__file__).parents[2] / "deploy" / "redis" / "start.sh"
