@@ -23,7 +23,7 @@ class Load:
 
     `redis_share`: of the one thread of a Redis, as measured, and `busy_share`: if each round trip costs what it costs a
     Redis that is never idle. `most` and `busy_most`: GPUs at which it is full. `redis`: threads by the first of the
-    two, `bridges`: bridges, none fuller than FULL; `network`: networks of 1 Gbit/s.
+    two, `bridges`: bridges, none fuller than FULL; `network`: networks of 1 Gbit/s; `connections`: to all the servers.
     """
 
     gpus: int
@@ -35,6 +35,7 @@ class Load:
     redis: int
     bridges: int
     network: float
+    connections: int
     most: int
     busy_most: int
 
@@ -62,6 +63,7 @@ def load(row: Mapping[str, Any], gpus: int) -> Load:
         redis=math.ceil(share / FULL),
         bridges=math.ceil(per_second * row["bridge_us"] / 1e6 / FULL),
         network=per_second * row["bytes"] / NETWORK,
+        connections=round(gpus / row["slots_per_worker"] * row["connections_per_worker"]),
         most=round(FULL * seconds * 1e6 / measured),
         busy_most=round(FULL * seconds * 1e6 / busy),
     )
@@ -85,6 +87,7 @@ def idle_load(rows: Sequence[Mapping[str, Any]], gpus: int, trip_us: float) -> L
         redis=math.ceil(share / FULL),
         bridges=1,
         network=gpus * many["bytes"] / NETWORK,
+        connections=round(gpus * many["connections"]),
         most=round(FULL / each) if each else 0,
         busy_most=round(FULL / busy) if busy else 0,
     )

@@ -118,6 +118,10 @@ class Meter:
         rows = (about[f"cmdstat_{name}"] for name in _OUTER if f"cmdstat_{name}" in about)
         return sum(int(row.partition("usec=")[2].partition(",")[0]) for row in rows) / 1e6
 
+    def connections(self) -> int:
+        """How many there are beside the benchmark's."""
+        return int(self._about("clients")["connected_clients"]) - 1
+
     def memory(self) -> int:
         """Bytes that the server's data takes."""
         return int(self._about("memory")["used_memory"])

@@ -79,6 +79,7 @@ def _fleet(wire: Wire, say: Say) -> list[Row]:
         with Site(wire, f"fleet-{slots}") as site:
             say(f"starting ten workers with {slots} slots each")
             site.rest()
+            before = site.meter.connections()
             site.start(10, slots)
             memory = {f"{role}_mib": procfs.memory_bytes(of) / MIB for role, of in roles(site.workers_pids()).items()}
             trip_us = site.meter.trip_us()
@@ -88,6 +89,7 @@ def _fleet(wire: Wire, say: Say) -> list[Row]:
                 rows.append(
                     {"seconds": seconds, "slots_per_worker": slots, "slots": site.slots, "ideal": ideal}
                     | {"bridge_mib": _bridge_mib(site), "trip_us": trip_us}
+                    | {"connections_per_worker": (site.meter.connections() - before) / site.workers}
                     | asdict(work)
                     | memory
                 )
@@ -103,6 +105,8 @@ def _idle(wire: Wire, say: Say) -> list[Row]:
     """Workers of one slot without work, ten and then a hundred."""
     rows: list[Row] = []
     with Site(wire, "idle") as site:
+        site.rest()
+        connections = site.meter.connections()
         for workers in (10, 100):
             say(f"starting {workers - site.workers} workers of one slot")
             site.start(workers - site.workers, 1)
@@ -124,6 +128,7 @@ def _idle(wire: Wire, say: Say) -> list[Row]:
                 "worker_share": (procfs.cpu_seconds(pids) - cpu) / every,
                 "bridge_share": (site.bridge_cpu() - bridge_cpu) / spent.seconds,
                 "bridge_mib": _bridge_mib(site),
+                "connections": (site.meter.connections() - connections) / workers,
                 "latency_ms": 1000 * statistics.median(_latency(site) for _ in range(50)),
             }
             rows.append(row | memory)

@@ -103,7 +103,7 @@ def _fleet(rows: Rows) -> Table:
 def _idle(rows: Rows) -> Table:
     headings = [
         *("idle workers", "worker", "its runner", "its guardian", "CPU of each", "round trips of each"),
-        *("commands of each", "Redis, CPU of all", "bridge", "a prediction there and back"),
+        *("commands of each", "connections of each", "Redis, CPU of all", "bridge", "a prediction there and back"),
     ]
     cells = [
         [
@@ -114,6 +114,7 @@ def _idle(rows: Rows) -> Table:
             f"{row['worker_share']:.2%}",
             f"{row['trips']:.2f} /s",
             f"{row['commands']:.2f} /s",
+            f"{row['connections']:.0f}",
             f"{row['server_share']:.2%}",
             f"{row['bridge_mib']:.0f} MiB",
             f"{row['latency_ms']:.1f} ms",
@@ -171,7 +172,14 @@ def _backlog(rows: Rows) -> Table:
 def _forecast(rows: Rows, idle: Rows) -> Table:
     headings = [
         *("predictions of", "slots of a worker", "GPUs", "predictions /s", "one Redis: as measured", "busy"),
-        *("Redis servers", "bridges", "a network of 1 Gbit/s", f"one Redis is at {FULL:.0%} with", "busy"),
+        *(
+            "Redis servers",
+            "bridges",
+            "a network of 1 Gbit/s",
+            "connections",
+            f"one Redis is at {FULL:.0%} with",
+            "busy",
+        ),
     ]
     cells = [
         [
@@ -184,6 +192,7 @@ def _forecast(rows: Rows, idle: Rows) -> Table:
             str(one.redis),
             str(one.bridges),
             _share(one.network),
+            f"{_rounded(one.connections):,}",
             f"{_rounded(one.most):,} GPUs",
             f"{_rounded(one.busy_most):,} GPUs",
         ]

@@ -38,6 +38,8 @@ TRANSIENT = ("READONLY ", "LOADING ", "MASTERDOWN ", "OOM ", "MISCONF ", "BUSY "
 TRANSIENT_KINDS = (redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError, redis.exceptions.MasterDownError)
 BROKEN = (redis.ConnectionError, redis.TimeoutError, OSError)
 
+_KNOWN = ("SCRIPT", "EXISTS", *(script.sha for script in SCRIPTS))
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -197,13 +199,19 @@ class Link:
 
     def _connect(self) -> None:
         self.close()
-        commands = [("ROLE",), ("CLIENT", "SETNAME", self._name), ("CLIENT", "ID")]
-        commands += [("SCRIPT", "LOAD", script.source) for script in SCRIPTS]
         try:
             self._connection.connect()
-            self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-            role = self._role()
-            replies = [self._connection.read_response() for _ in commands[1:]]
+            self._send(("ROLE",), ("CLIENT", "SETNAME", self._name), ("CLIENT", "ID"), _KNOWN)
+            role = self._tolerated()
+            replies = [self._connection.read_response() for _ in range(2)]
+            known = self._tolerated()
+            # Their texts make 70 kB: only the first of thousands that come back after an outage sends them.
+            has = known if isinstance(known, list) else [0] * len(SCRIPTS)
+            missing = [script for script, there in zip(SCRIPTS, has, strict=True) if not there]
+            if missing:
+                self._send(*(("SCRIPT", "LOAD", script.source) for script in missing))
+                for _ in missing:
+                    self._connection.read_response()
         except BROKEN as error:
             raise self._lost(error, connecting=True) from error
         except redis.ResponseError as error:
@@ -224,8 +232,11 @@ class Link:
         if self._outage.since is not None:
             self._outage.served(connected=True)
 
-    def _role(self) -> Any:
-        """What the server says that it is; None when it does not tell us, and refuses what a replica refuses."""
+    def _send(self, *commands: Sequence[str]) -> None:
+        self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+
+    def _tolerated(self) -> Any:
+        """The next reply to what a server may refuse to tell us; None when it does. What follows says what it means."""
         try:
             return self._connection.read_response()
         except redis.ResponseError:

@@ -281,6 +281,7 @@ class Node:
         slots = self._make_slots(shop, all_ready[0].concurrency)
         if not self._insist(self._group_is_there):
             return
+        self._link.close()  # what follows has links of its own, and a server has not any number of connections
         about = {
             "tickets": TICKET_VERSION,  # read by TAKE, and first: what comes behind it may hold anything
             "worker": settings.name,

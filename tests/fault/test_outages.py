@@ -182,6 +182,31 @@ def test_a_state_that_passes_is_waited_for_and_said_once(
     assert ends == ([True, False] if state in CLOSED else [True]), caplog.messages
 
 
+def loads(server: RedisServer) -> int:
+    """How many scripts the server was given so far."""
+    about: Any = server.client.info("commandstats")
+    return int(about.get("cmdstat_script|load", {"calls": 0})["calls"])
+
+
+def test_scripts_are_sent_by_the_first_connection_alone(lasting_server: RedisServer) -> None:
+    """After an outage thousands come back at a time."""
+    lasting_server.client.script_flush()
+    for sent in (len(SCRIPTS), 0, 0):
+        before = loads(lasting_server)
+        with closing(Link(lasting_server.url, "test")) as link:
+            assert link.call("PING") == b"PONG"
+        assert loads(lasting_server) - before == sent
+
+
+def test_a_server_that_does_not_tell_which_scripts_it_has_is_sent_all(lasting_server: RedisServer) -> None:
+    rules = ("on", ">word", "~*", "&*", "+@all", "-script|exists")
+    lasting_server.client.execute_command("ACL", "SETUSER", "untold", *rules)
+    before = loads(lasting_server)
+    with closing(Link(f"redis://untold:word@127.0.0.1:{lasting_server.port}/0", "test")) as link:
+        assert link.call("PING") == b"PONG"
+    assert loads(lasting_server) - before == len(SCRIPTS)
+
+
 def test_a_large_command_has_as_long_as_it_takes_while_it_goes_on() -> None:
     """The server takes four times as long as it may take for a reply."""
     patience, size = 0.25, 48 * PIECE
@@ -197,7 +222,8 @@ def _take_slowly(listener: socket.socket, size: int, seconds: float) -> None:
     connection, _ = listener.accept()
     with connection:
         connection.recv(1 << 16)
-        connection.sendall(b"*1\r\n+master\r\n+OK\r\n:1\r\n" + b"+sha\r\n" * len(SCRIPTS))
+        scripts = b"*%d\r\n" % len(SCRIPTS) + b":1\r\n" * len(SCRIPTS)
+        connection.sendall(b"*1\r\n+master\r\n+OK\r\n:1\r\n" + scripts)
         began, taken = time.monotonic(), 0
         while taken < size:
             piece = connection.recv(1 << 16)

@@ -19,6 +19,8 @@ PREDICTION = {
     "server_us": 200.0,
     "executing_us": 50.0,
     "trip_us": 10.0,
+    "connections": 10.0,
+    "connections_per_worker": 20.0,
     "bridge_us": 400.0,
     "workers_us": 900.0,
     "trips": 5.0,
@@ -68,6 +70,7 @@ def test_what_gpus_ask_of_redis_is_what_their_predictions_ask() -> None:
     assert one.busy_share == pytest.approx(1.0)  # 50 µs in commands and five round trips of 10 µs
     assert one.busy_most == 8000
     assert one.network == pytest.approx(0.2)
+    assert one.connections == 20_000  # of 1,000 workers of ten slots
 
 
 def test_what_idle_gpus_ask_is_what_more_workers_ask() -> None:
