@@ -30,7 +30,7 @@ PASSWORD: Final = "word"
 """Of each of them."""
 START: Final = Path(__file__).parents[2] / "deploy" / "redis" / "start.sh"
 QUEUES: Final = "q-* small long upscaler thumbnails many-* nobody-*"
-RESPONSE_KEYS: Final = "response-* cancel-* q-*-* small-* long-* r* own list *-response-* *-cancel-*"
+RESPONSE_KEYS: Final = "response-* cancel-* canceled-* q-*-* small-* long-* r* own list *-response-* *-cancel-*"
 """Queues of tests, and the keys that their requests name."""
 
 
