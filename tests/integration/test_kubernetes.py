@@ -278,7 +278,7 @@ def test_the_pod_producer_sends_the_first_request(cluster: Cluster) -> None:
     producer = cluster.start("producer", {"metadata": manifest["metadata"], "spec": {"template": manifest}})
     command = ["cog-celery", "send", "--queue", QUEUE, "-i", "action=OK", "-i", f"text={uuid.uuid4().hex}"]
     status, said = producer.run(command, 30)
-    assert (status, json.loads(said.splitlines()[-1])["status"]) == (0, "succeeded"), said
+    assert status == 0 and '"status": "succeeded"' in said.replace('":"', '": "'), said
     producer.delete()
     cluster.unheard += 1
 

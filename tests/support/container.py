@@ -4,7 +4,7 @@ Run as `python container.py SPEC`, by root. It must not know what the command is
 `hostname`, `uid`, `gid`, `groups`, `workdir`, `root` (an empty folder), `binds` ([source, target, writable]), `hosts`
 (the text of /etc/hosts), `read_only`, `no_capabilities`, `reaps` (whether the first process only waits, and the command
 is its child), `first_pid` (below which no other process of it is numbered), `report` (a file that gets the id of the
-first process, as this machine sees it).
+first process, as this machine sees it, as soon as the command runs).
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def run(spec: dict[str, Any]) -> NoReturn:
     os.execvpe(words[0], [*words, "--", *spec["command"]], spec["env"])
 
 
-def first(spec: dict[str, Any]) -> int:
-    """Process 1 of the container."""
+def first(spec: dict[str, Any], starting: int) -> int:
+    """Process 1 of the container. `starting` is closed when the command begins."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     socket.sethostname(spec["hostname"])
     make_root(spec)
@@ -93,6 +93,7 @@ def first(spec: dict[str, Any]) -> int:
     if not command:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         run(spec)
+    os.close(starting)
     while True:
         pid, status = os.wait()
         if pid == command:
@@ -104,9 +105,12 @@ def main() -> int:
         spec = json.load(file)
     if LIBC.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID):
         raise OSError(ctypes.get_errno(), "unshare")
+    started, starting = os.pipe()  # not inherited by the command
     child = os.fork()
     if not child:
-        os._exit(first(spec))
+        os._exit(first(spec, starting))
+    os.close(starting)
+    os.read(started, 1)
     with open(spec["report"] + ".part", "w") as report:
         report.write(str(child))
     os.rename(spec["report"] + ".part", spec["report"])
