@@ -191,8 +191,8 @@ def roles(pids: Iterable[int]) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {"worker": set(), "runner": set(), "guardian": set()}
     for pid in pids:
         line = procfs.command(pid)
-        # A guardian is a program of a few lines, given to a bare interpreter.
-        role = "runner" if "_runner" in line else "guardian" if " -I -S -c " in line else "worker" if line else None
+        # A guardian is one small file, given to a bare interpreter.
+        role = "runner" if "_runner" in line else "guardian" if " -I -S " in line else "worker" if line else None
         if role:
             found[role].add(pid)
     return found
