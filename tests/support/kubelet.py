@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support import container, manifests
+from tests.support import manifests, pod_init
 from tests.support.manifests import Manifest, Manifests
 from tests.support.processes import Child, wait_until
 
@@ -230,7 +230,7 @@ class Pod:
         }
         file = self.folder / f"spec-{number}.json"
         file.write_text(json.dumps(spec))
-        command = [sys.executable, "-I", "-S", container.__file__, str(file)]
+        command = [sys.executable, "-I", "-S", pod_init.__file__, str(file)]
         self._child = Child(self.name, command, log=self.folder / "log", env={"PATH": os.environ["PATH"]})
         wait_until(lambda: report.exists() or not self._child_runs(), f"{self.name} to be started")
         self._pid = self._main_process(report, reaps=spec["reaps"]) if report.exists() else None

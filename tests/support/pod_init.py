@@ -1,6 +1,6 @@
-"""The first process of a container: makes its namespaces and its root, becomes its user, and runs its command.
+"""The first process of a pod's container: makes its namespaces and its root, becomes its user, and runs its command.
 
-Run as `python container.py SPEC`, by root. It must not know what the command is. SPEC is JSON: `command`, `env`,
+Run as `python pod_init.py SPEC`, by root. It must not know what the command is. SPEC is JSON: `command`, `env`,
 `hostname`, `uid`, `gid`, `groups`, `workdir`, `root` (an empty folder), `binds` ([source, target, writable]), `hosts`
 (the text of /etc/hosts), `read_only`, `no_capabilities`, `reaps` (whether the first process only waits, and the command
 is its child), `first_pid` (below which no other process of it is numbered), `report` (a file that gets the id of the
