@@ -195,7 +195,8 @@ def health(fleet: Fleet, *arguments: str) -> tuple[int, str]:
 
 
 def test_health_through_the_life_of_a_worker(fleet: FleetFactory, tmp_path: Path) -> None:
-    one = fleet("slow_setup", start=False, heartbeat_file=str(tmp_path / "alive"))
+    slow = {"ACTIONS_SETUP": "SLOW_SETUP"}
+    one = fleet("actions", start=False, env=slow, heartbeat_file=str(tmp_path / "alive"))
     status, said = health(one)
     assert status == 1 and "no heartbeat" in said
     worker = one.start_worker()

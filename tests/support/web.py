@@ -51,7 +51,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content_Length": str(len(body)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(body)
+        if status != 304:  # which has none, whatever it says of its length
+            self.wfile.write(body)
 
     def raw(self, text: bytes) -> None:
         """Any bytes, then the end of the connection."""
