@@ -111,6 +111,8 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._known: dict[int, tuple[yaml.Node, dict[str, tuple[yaml.Node, yaml.Node]]]] = {}
+        """Mappings that were read, by identity: an alias of an alias may name one a billion times."""
 
     def fleet(self) -> Fleet:
         top = self._mapping(self._document(), "the file", "queues")
@@ -237,6 +239,8 @@ class _Reader:
         if not isinstance(node, yaml.MappingNode) or not node.value:
             line = f":{node.start_mark.line + 1}" if node is not None else ""
             raise UsageError(f"{self._path}{line}: {where}: keys are needed, like `{example}:`")
+        if id(node) in self._known:
+            return self._known[id(node)][1]
         found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in node.value:
@@ -250,6 +254,7 @@ class _Reader:
                 self._refuse(key, f"{where}: {name!r} is there twice")
             else:
                 found[name] = (key, value)
+        self._known[id(node)] = node, merged | found
         return merged | found
 
     def _text(self, node: yaml.Node) -> str | None:

@@ -185,8 +185,6 @@ def expired(request: PredictionRequest, entry: str, now: float, max_age: float |
     `now` is in seconds since 1970, `max_age` in seconds. The request's age is told by its entry's id, which has the
     time in milliseconds by the server's clock.
     """
-    if request.id == "":
-        request = msgspec.structs.replace(request, id=None)  # a producer's zero value: no id at all
     deadline = request.deadline
     if deadline is not None and now > deadline:
         at = datetime.fromtimestamp(min(deadline, MAX_TIME - 1), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -365,6 +365,7 @@ local stream = KEYS[2]
 if not ours(stream, ARGV[1], ARGV[2], ARGV[3]) then return 'stale' end
 if not writable(KEYS[4]) then return 'refused' end
 local first, at, ended, snapshot = unpack(redis.call('HMGET', KEYS[3], 'entry', 'stream', 'ended', 'snapshot'))
+at = at or queue -- as long as there are records of a release that knew of no lanes
 if first == ARGV[1] and at == stream then return 'first' end
 if not first or not (ended or pending(at, first) or value(at, first) ~= nil) then
   -- Those who followed one that is gone without an answer follow this one.

@@ -169,7 +169,7 @@ class Monitor:
 
     def _due(self) -> bool:
         now = time.monotonic()
-        return any(now >= trouble.again_at for trouble in self._troubles.values())
+        return any(now >= trouble.again_at for trouble in tuple(self._troubles.values()))
 
     def _look_again(self) -> None:
         """At those whose pause is over; what is not well is let go of."""
@@ -304,7 +304,7 @@ class Monitor:
     def _wait(self, events: Any, closed: threading.Event) -> None:
         """For an event, or until it is time to look."""
         nvml = self._nvml
-        due = min((trouble.again_at for trouble in self._troubles.values()), default=float("inf"))
+        due = min((trouble.again_at for trouble in tuple(self._troubles.values())), default=float("inf"))
         patience = max(0.0, min(EVERY, due - time.monotonic()))
         event, failed = None, False
         try:

@@ -132,13 +132,16 @@ def forget(client: redis.Redis, ended: Iterable[Sent]) -> None:
 def still_there(client: redis.Redis, sent: Sent) -> Sent | None:
     """Where the request is that was sent, in another queue perhaps; None when it has left its stream.
 
-    A producer who may add requests and read none is not told: then it counts as being where it was last.
+    A producer who may not read all of that is not told, nor is one whose request was moved long ago: then it counts as
+    being where it was last.
     """
     try:
         while not client.xrange(sent.queue, sent.entry, sent.entry):
             moved = places.moved(client, sent.queue, sent.entry)
             if moved is None:
                 return None
+            if moved == (sent.queue, sent.entry):
+                break
             sent = replace(sent, queue=moved[0], entry=moved[1])
     except NoPermissionError:
         pass

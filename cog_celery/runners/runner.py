@@ -477,14 +477,11 @@ class Runner(Attentive):
         # Not yet reaped, the number of the group is still ours.
         left = kin.kill_kin(self.pid, self._mark)
         self._ended = True
-        if ended:
-            self.exitcode = self._process.wait()
-        else:
-            self.exitcode = -signal.SIGKILL
         if ended and not left:
             self._guardian.forget(self.pid, self._mark)
         else:
             log.error("runner %d: it or what it started was killed and does not end, it is left behind", self.pid)
+        self.exitcode = self._process.wait() if ended else -signal.SIGKILL
         for fd in (self._in, self._out, self._pidfd):
             if fd >= 0:
                 os.close(fd)

@@ -167,19 +167,18 @@ class Serving:
         current, prediction = work.current, work.prediction
         execution = current.execution
         outcome: Outcome = "released"
-        committing, size, next = None, 0, None
+        committing, size, next, gpu_failed = None, 0, None, False
         if execution is not None and execution.reason == "refused":
             self._bury(current, work.request, work.record)
             outcome = "refused"
-        elif prediction.terminal and not self._gpu_failed(work):
+        elif prediction.terminal and not (gpu_failed := self._gpu_failed(work)):
             began = time.time()
             outcome, size, next = self._commit(work, execution is not None and execution.unshown, ends)
             committing = (began, time.time())
             failpoints.reach("slot.committed")
         else:
-            why = (execution and execution.reason) or (
-                "its GPU failed" if prediction.terminal else "its runner is gone"
-            )
+            # It may have timed out of that.
+            why = "its GPU failed" if gpu_failed else (execution and execution.reason) or "its runner is gone"
             self.release(current, why, counts=why == "its GPU failed")
         finished = self._finished(work, outcome, committing, size)
         self._tell(current, finished)

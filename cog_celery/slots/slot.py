@@ -70,6 +70,8 @@ class Slot:
         self._reviving: threading.Thread | None = None
         self._serving = Serving(index, share.label, shop, runner, seat, self._behind)
         self._lacking_since: float | None = None
+        self._rested = False
+        """Whether it was idle once."""
 
     # -- its runner
 
@@ -141,7 +143,7 @@ class Slot:
             return
         if self._runner.unfit is not None:
             return  # until the model is well, or the GPU
-        self.idle_since = time.monotonic()
+        self.idle_since, self._rested = time.monotonic(), True
         if self.alone and self._shop.tickets_wait():
             return  # one for this slot: with another credit it would have one too many for ever
         try:
@@ -211,7 +213,11 @@ class Slot:
             elif self.idle_since is not None:
                 self._revive(self.heed_health)  # its credit could not be taken back when it went out
             return
-        if self.idle_since is None or not self._busy.acquire(blocking=False):
+        if self.idle_since is None:
+            if self._rested and not self.busy and self._runner.unfit is None:
+                self._revive(self.heed_health)  # it came back while its last turn let go of it
+            return
+        if not self._busy.acquire(blocking=False):
             return
         if self._runner.lives(self._seat):
             self._busy.release()

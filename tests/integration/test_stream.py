@@ -492,6 +492,13 @@ def test_the_second_request_with_an_id_is_ended_and_gets_what_the_first_one_gets
     assert 0 < link.call("PTTL", record) <= 60_000
 
 
+def test_a_record_that_tells_no_stream_is_of_the_queues_own(link: Link, queue: Queue) -> None:
+    first, second = running(link, queue), running(link, queue)
+    link.call("HSET", queue.record("an id"), "entry", first.entry)
+    assert enrolled(link, queue, second, "2") == "follows"
+    assert enrolled(link, queue, first, "1") == "first"
+
+
 def test_an_id_that_is_kept_no_more_or_whose_entry_was_deleted_may_be_run_again(link: Link, queue: Queue) -> None:
     first, second = running(link, queue), running(link, queue)
     assert enrolled(link, queue, first, "1") == "first"

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import redis
 
+from cog_celery.producer import places
+from cog_celery.producer.sending import Sent, still_there
 from tests.conftest import FleetFactory, fleets_on, recording
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
@@ -114,6 +117,7 @@ def test_a_request_goes_to_the_slots_of_the_version_that_it_names(two: TwoVersio
         (["v1"], r"^The request is not valid: `version` must be a text\.$"),
         ({"v1": 1}, r"`version` must be a text"),
         ("v1\n\x1b[31m", r"is none that this queue has"),
+        ("\x01" * 300_000, r"^The `version` '(\\x01){200}…' is none that this queue has: v1, v2\.$"),
     ],
 )
 def test_a_version_that_is_not_there_is_refused_and_kept(two: TwoVersions, version: object, error: str) -> None:
@@ -122,6 +126,10 @@ def test_a_version_that_is_not_there_is_refused_and_kept(two: TwoVersions, versi
     response = two.producer.wait(request)
     assert response["status"] == "failed" and re.search(error, response["error"]), response
     assert two.client.xlen(f"{two.front}-dead") == before + 1
+    [(_, letter)] = cast(Any, two.client.xrevrange(f"{two.front}-dead", count=1))
+    assert letter["reason"].startswith(response["error"]) and len(letter["reason"]) < 2000, (
+        "a thousand of them are kept"
+    )
     assert two.producer.predict({"mode": "hello"}) == succeeded("hello world")
 
 
@@ -150,6 +158,39 @@ def test_send_names_a_version_and_a_lane_and_follows_the_request_through_both_qu
     )
     assert sent.returncode == 0, sent.stderr
     assert "done" in sent.stdout and "gone" not in sent.stderr
+
+
+def test_where_a_request_was_moved_is_known_for_a_while_and_then_it_is_not_taken_for_lost(two: TwoVersions) -> None:
+    client = redis.Redis.from_url(two.fleet.server.url)
+    twin, lane = f"{int(time.time() * 1000) + 5}-0", f"{two.front}.high"
+    sent: dict[str, Sent] = {}
+    for stream in (two.front, lane):
+        key = f"{two.front}-twin-{len(sent)}"
+        request = {"input": {"mode": "hello"}, "response_queue": key}
+        client.xadd(stream, {"value": json.dumps(request)}, id=twin)
+        sent[stream] = Sent("id", stream, twin, key, "")
+    for one in sent.values():
+        two.producer.wait(one.response_queue)
+    assert {stream: (places.moved(client, stream, twin) or ("",))[0] for stream in sent} == {
+        two.front: two.v1,
+        lane: f"{two.v1}.high",
+    }
+    gone = cast(bytes, client.xadd(two.front, {"value": "{}"})).decode()
+    wait_until(lambda: not client.xlen(two.front), "it to be refused")
+    never_there = Sent("id", two.front, gone, "", "")
+    assert still_there(client, never_there) is None
+
+    with client.pipeline() as pipe:
+        for _ in range(1100):
+            pipe.xadd(
+                two.front, {"value": json.dumps({"input": {"mode": "hello"}, "response_queue": f"{two.front}-r"})}
+            )
+        pipe.execute()
+    wait_until(lambda: not client.xlen(two.front), "all of them to be moved", timeout=30)
+    first = sent[two.front]
+    assert places.moved(client, first.queue, twin) == (first.queue, twin), "nobody knows"
+    assert still_there(client, first) == first
+    wait_until(lambda: not client.xlen(two.v1), "all of them to be answered", timeout=30)
 
 
 def test_a_file_of_requests_may_name_versions_line_by_line(two: TwoVersions, tmp_path: Path) -> None:
@@ -234,13 +275,14 @@ def test_a_version_whose_stream_is_something_else_holds_up_no_other(fleet: Fleet
     two.start_worker(two.v1)
     two.ready(v1=1)
     two.client.set(two.v2, "no stream")
-    stuck = [two.producer.send({"action": "OK", "text": "late"}, version="v2") for _ in range(3)]
+    stuck = [two.producer.send({"action": "OK", "text": "late"}, version="v2") for _ in range(30)]
     for _ in range(5):
         assert two.producer.predict({"mode": "hello"}) == succeeded("hello world")
     two.client.delete(two.v2)
     two.start_bridge(queue=two.v2)
     two.start_worker(two.v2)
-    assert [two.producer.wait(request)["output"] for request in stuck] == ["late"] * 3
+    assert [two.producer.wait(request)["output"] for request in stuck] == ["late"] * 30
+    assert two.fleet.log().count(f"what goes to {two.v2} waits: ") == 1
 
 
 def test_two_versions_side_by_side_while_one_is_rolled_out(fleet: FleetFactory, tmp_path: Path) -> None:

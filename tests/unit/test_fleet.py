@@ -154,6 +154,15 @@ def test_a_file_that_is_wrong_is_refused_with_its_line_and_what_is_right(
     assert message in str(refused.value)
 
 
+def test_aliases_of_aliases_cost_no_more_than_the_text_that_they_are(tmp_path: Path) -> None:
+    merged = "&m0 {slots: 3}"
+    for number in range(1, 60):
+        merged = f"&m{number} {{<<: [{merged}, *m{number - 1}]}}"
+    path = written(tmp_path, f"queues:\n  a: {{<<: {merged}}}\n")
+    _, [plan] = fleet.plans({"fleet": str(path)}, {})
+    assert plan.settings.slots == 3
+
+
 def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     for content, message in ((None, "No such file"), (b"\xff\xfe\xfa", "is not UTF-8"), (b"a" * (2 << 20), "MiB")):
         path = tmp_path / f"{message}.yaml"

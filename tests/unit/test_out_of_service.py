@@ -16,6 +16,10 @@ from typing import Any, cast
 
 import pytest
 
+from cog_celery.delivery.link import Link
+from cog_celery.delivery.prediction import Prediction
+from cog_celery.delivery.requests import PredictionRequest
+from cog_celery.delivery.stream import Delivery, Entry, Held
 from cog_celery.gpus.assigning import Share
 from cog_celery.gpus.finding import Device
 from cog_celery.gpus.monitor import Monitor
@@ -23,7 +27,10 @@ from cog_celery.runners import kin, runner
 from cog_celery.runners.guardian import Guardian
 from cog_celery.runners.runner import Runner, RunnerCommand
 from cog_celery.slots import respawning
+from cog_celery.slots.holding import Current, Desk
 from cog_celery.slots.respawning import RespawningRunner
+from cog_celery.slots.serving import Serving, _Work
+from cog_celery.slots.slot import Slot
 from cog_celery.slots.workshop import Workshop
 from cog_celery.worker.roster import Roster
 from tests.support.processes import Process, wait_until
@@ -199,3 +206,91 @@ def test_a_process_that_cannot_be_killed_is_left_behind_and_said(
         assert f"runner {stuck.pid}: it or what it started was killed and does not end" in caplog.text
         real_kill(stuck.pid, signal.SIGKILL)
         stuck._process.wait()
+
+
+def test_a_group_is_forgotten_while_its_number_is_still_its_own(tmp_path: Path) -> None:
+    """Once it is reaped, the number may be another's, whom the guardian would kill."""
+
+    class Watching(Guardian):
+        def forget(self, group: int, mark: str = "") -> None:
+            ended.append(os.waitid(os.P_PID, group, os.WEXITED | os.WNOWAIT))
+            super().forget(group, mark)
+
+    ended: list[Any] = []
+    (tmp_path / "cog.yaml").write_text("predict: predict.py:Predictor\n")
+    (tmp_path / "predict.py").write_text(MODEL)
+    with closing(Watching()) as guardian:
+        one = Runner(RunnerCommand(sys.executable, str(tmp_path), dict(os.environ)), guardian)
+        one.end()
+    assert [end.si_pid for end in ended] == [one.pid] and one.exitcode == -signal.SIGKILL
+
+
+class Counter:
+    """A slot's queue, as far as it is asked here."""
+
+    name = "q"
+
+    def __init__(self) -> None:
+        self.credits: list[str] = []
+        self.released: list[tuple[Held, bool]] = []
+
+    def put_credit(self, link: Link, slot: str) -> bool:
+        self.credits.append(slot)
+        return True
+
+    def release(self, link: Link, held: Held, lease: float, *, ran: bool = False, counts: bool = False) -> bool:
+        self.released.append((held, counts))
+        return True
+
+
+def shop(queue: Counter) -> Any:
+    nothing = SimpleNamespace(add=lambda *_: None, end=lambda *_: None)
+    return SimpleNamespace(
+        settings=SimpleNamespace(redis_url="redis://127.0.0.1:1", turn=1.0),
+        agreed=SimpleNamespace(lease=10.0),
+        queue=queue,
+        outage=None,
+        draining=threading.Event(),
+        giving_up=threading.Event(),
+        tickets_wait=lambda: False,
+        telling=nothing,
+        rows=nothing,
+        on_finished=lambda finished: None,
+    )
+
+
+def test_a_slot_that_came_back_while_its_last_turn_let_go_of_it_is_found_by_the_heartbeat() -> None:
+    queue = Counter()
+    model = SimpleNamespace(out=None, unfit=None, ended=lambda seat: False, lives=lambda seat: True)
+    slot = Slot(0, "w~00000001", shop(queue), cast(Any, model), 0, Share())
+    slot.mend()
+    assert queue.credits == [], "it was never idle: its worker is not ready yet"
+    slot.begin()
+    assert queue.credits == [slot.name]
+    slot.idle_since = None  # its turn ended when its GPU was not well, and put no credit down
+    with slot._busy:
+        slot.heed_health()  # its GPU is well again, but the turn has not quite ended
+    assert queue.credits == [slot.name]
+    slot.mend()
+    wait_until(lambda: len(queue.credits) == 2, "its credit")
+    wait_until(lambda: slot.idle_since is not None and not slot.busy, "it to be idle")
+    slot.mend()
+    assert len(queue.credits) == 2
+
+
+def test_what_timed_out_on_a_gpu_that_is_not_well_is_given_back_as_an_attempt() -> None:
+    """Or else a request that makes GPUs hang would go from one to the next for ever."""
+    queue = Counter()
+    model = SimpleNamespace(ended=lambda seat: True, look_at_gpus=lambda late: "GPU 1: GPU is lost")
+    serving = Serving(0, "1", shop(queue), cast(Any, model), 0, cast(Any, None))
+    current = Current(Delivery(Entry("q", "1-0"), 1, b"{}"), Desk(cast(Any, None), "w~00000001.0"))
+    execution = dict.fromkeys(("predicting", "first_output", "last_output", "unshown"))
+    current.execution = cast(Any, SimpleNamespace(reason="timeout", uploading=False, **execution))
+    prediction = Prediction()
+    prediction.start(0.0)
+    prediction.fail(1.0, "Prediction timed out", "platform")
+    outlet = SimpleNamespace(fetching=None, uploads=None, bytes_in=0, bytes_out=0)
+    work = _Work(current, PredictionRequest(), prediction, cast(Any, outlet), "", 0.0, 0.0)
+    assert serving._end(work, 0.0) is None
+    assert queue.released == [(current.held, True)]
+    serving.close()
