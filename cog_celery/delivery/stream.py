@@ -196,7 +196,8 @@ class Queue:
         front: bool = False,
     ) -> QueueSettings:
         """The queue's settings: those that it has, else these. Raises SettingsConflict when they were chosen and
-        differ, or when it is a front for one of the two alone. From then on `streams` is what they say.
+        differ, when it is a front for one of the two alone, or when a lane is a queue as well. From then on `streams`
+        is what they say.
         """
         wanted = {
             "dialect": dialect,
@@ -206,6 +207,7 @@ class Queue:
             "priority": priority,
             "front": front or None,
         }
+        self._share_no_lane(link, bool(priority))
         default = QueueSettings()
         for name, value in wanted.items():
             chosen = getattr(default, name) if value is None else value
@@ -229,6 +231,20 @@ class Queue:
             )
         self.streams = (self.high, self.name) if agreed.priority else (self.name,)
         return agreed
+
+    def _share_no_lane(self, link: Link, priority: bool) -> None:
+        """A lane has two groups when it is a queue as well, and both would be given each request."""
+        base = self.name.removesuffix(HIGH)
+        try:
+            if priority and link.call("EXISTS", Queue(self.high).settings_key):
+                raise SettingsConflict(
+                    f"Queue {self.name} has a lane, and its stream {self.high} is a queue of its own already: name "
+                    f"that otherwise, or, if nobody serves it, delete the key {Queue(self.high).settings_key}."
+                )
+            if base != self.name and link.call("HGET", Queue(base).settings_key, "priority") == b"true":
+                raise SettingsConflict(f"Queue {self.name} is the lane of queue {base}: name it otherwise.")
+        except Forbidden:
+            return  # who may not see the other one has a server with rules, which part them
 
     # -- bridges
 
@@ -551,7 +567,7 @@ class Queue:
             log.debug("this process stays in `cog-celery status` for an hour: %s", error)
 
     def extend(self, link: Link, held: Sequence[Held]) -> list[Literal["held", "lost", "deleted"]]:
-        """Begin the lease of each anew; what became of it."""
+        """Begin the lease of each anew; what became of it. What was in a stream or group that is gone is lost."""
         if not held:
             return []
         parts = [part for one in held for part in (one.at.stream, one.at.id, one.owner, one.attempt)]

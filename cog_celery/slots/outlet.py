@@ -219,9 +219,6 @@ class SlotOutlet:
                 with self._spare_link.lent() as link:
                     [verdict] = self._queue.extend(link, [held])
                 break
-            except GroupMissing:
-                verdict = "lost"
-                break
             except (ServerLost, ScriptMissing):
                 cancel.sleep(pause)
                 pause = min(LONGEST_PAUSE, pause * 2)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from cog_celery import failpoints
 from cog_celery.delivery.link import LONGEST_PAUSE, Link
 from cog_celery.delivery.stream import Queue
-from cog_celery.errors import GroupMissing, ServerError
+from cog_celery.errors import ServerError
 from cog_celery.runners.guardian import Guardian
 from cog_celery.slots.execution import Execution
 from cog_celery.slots.slot import LONG, Slot
@@ -95,11 +95,7 @@ class Keeper:
         held = [(slot, current) for slot in self._slots for current in slot.held]
         if not held:
             return
-        verdicts: Sequence[str]
-        try:
-            verdicts = self._queue.extend(self._link, [current.held for _, current in held])
-        except GroupMissing:
-            verdicts = ["lost"] * len(held)  # whoever makes the group again has it deliver what is left of them
+        verdicts = self._queue.extend(self._link, [current.held for _, current in held])
         self._heard = time.monotonic()
         failpoints.reach("worker.extended")
         for (slot, current), verdict in zip(held, verdicts, strict=True):

@@ -691,6 +691,19 @@ def test_a_lane_that_is_gone_is_said_and_made_again(link: Link, lanes: Queue) ->
     assert lanes.take(link, BRIDGE)[0] == "no entry"
 
 
+@pytest.mark.parametrize("instead", [(), ("SET", "{lane}", "no stream")])
+def test_what_runs_of_the_queue_does_not_end_with_the_lane(link: Link, lanes: Queue, instead: tuple[str, ...]) -> None:
+    for stream in lanes.streams:
+        link.call("XADD", stream, "*", "value", stream)
+    held = [Held(one.at, SLOT, 1) for one in lanes.read_next(link, SLOT, 1)]
+    link.call("DEL", lanes.high)
+    if instead:
+        link.call(*(word.format(lane=lanes.high) for word in instead))
+    assert lanes.extend(link, held) == ["lost", "held"]
+    link.call("DEL", lanes.name)
+    assert lanes.extend(link, held) == ["lost", "lost"]
+
+
 def test_reclaims_burials_and_forgotten_consumers_are_of_both_streams(link: Link, lanes: Queue) -> None:
     for stream in lanes.streams:
         link.call("XADD", stream, "*", "value", stream)
@@ -716,6 +729,19 @@ def test_whether_there_is_a_lane_is_agreed_on(link: Link) -> None:
     assert other.streams == queue.streams
     with pytest.raises(SettingsConflict, match="works with priority=True, not False"):
         other.agree(link, None, None, None, priority=False)
+
+
+def test_no_stream_is_the_lane_of_a_queue_and_a_queue_besides(link: Link) -> None:
+    name = f"q-{uuid.uuid4().hex[:8]}"
+    high = Queue(f"{name}.high")
+    high.agree(link, None, None, None)
+    with pytest.raises(SettingsConflict, match=rf"Queue {name} has a lane, and its stream {name}.high is a queue"):
+        Queue(name).agree(link, None, None, None, priority=True)
+    high.agree(link, None, None, None)  # as before
+    link.call("DEL", high.settings_key)
+    assert Queue(name).agree(link, None, None, None, priority=True).priority
+    with pytest.raises(SettingsConflict, match=rf"Queue {name}.high is the lane of queue {name}: name it otherwise"):
+        high.agree(link, None, None, None)
 
 
 # -- from one queue to another
