@@ -5,11 +5,12 @@ It must not know what runs on them, nor what becomes of a slot whose GPU fails.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +25,8 @@ GONE_PAUSES: Final = (5.0, 10.0, 20.0, 40.0, 60.0)
 """Seconds between looks for a GPU that does not answer. It is not held open meanwhile: a reset wants it free."""
 FAULT_PAUSES: Final = (60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 """Seconds for which a GPU that has reported a fault is left alone, by how many it has reported in this process."""
+PATIENCE: Final = 5.0
+"""Seconds for NVML to answer a slot or a scraper: with a GPU that is gone, its calls may hang for ever."""
 NO_INSTANCE: Final = 0xFFFFFFFF
 TELL_AGAIN: Final = 60.0
 """Seconds until the same Xid of a GPU is told again: a program may cause thousands."""
@@ -75,7 +78,9 @@ class Monitor:
 
     def read(self) -> list[Usage]:
         """Those that can be read now; none without NVML."""
-        with self._changed:
+        with self._in_time() as asked:
+            if not asked:
+                return []
             self.open()
             usages = []
             for id, handle in self._handles.items():
@@ -116,18 +121,36 @@ class Monitor:
 
     def trouble(self, ids: Sequence[str], *, late: bool = False) -> str | None:
         """What is wrong with the first of these devices that is not well, looked at now; `late`: if nothing is, listen
-        a moment longer.
+        a moment longer. Of a driver that hangs, what was known before.
         """
         if not self._there or not ids:
             return None
-        with self._changed:
-            for id in ids:
-                if id not in self._troubles and (reason := self._look(id)) is not None:
-                    self._gone(id, reason)
-            if late:
-                self._changed.wait_for(lambda: self.known_trouble(ids), LATE)
+        look = threading.Thread(target=self._look_now, args=(ids, late), name="look at a gpu", daemon=True)
+        look.start()
+        look.join(PATIENCE + LATE)
+        if look.is_alive():
+            log.warning("NVML has not answered within %g s", PATIENCE)
         self._tell()
         return self.known_trouble(ids)
+
+    def _look_now(self, ids: Sequence[str], late: bool) -> None:
+        with self._in_time() as asked:
+            if not asked:
+                return
+            self._look_at(ids)
+            if late:
+                self._changed.wait_for(lambda: self.known_trouble(ids), LATE)
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[bool]:
+        """Hold `_changed`, unless somebody holds it for too long: a call to NVML may never come back."""
+        if not self._changed.acquire(timeout=PATIENCE):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._changed.release()
 
     def known_trouble(self, ids: Sequence[str]) -> str | None:
         """The same without a look."""
@@ -149,7 +172,7 @@ class Monitor:
         if self.open() is not None:
             self._say_unwatched(self._why_none)
             return
-        self._look_at_all()
+        self._look_at(self._devices)
         while not closed.is_set():
             self._tell()
             events = self._listen()
@@ -320,14 +343,14 @@ class Monitor:
         if event is not None:
             self._heed(event)
         known = len(self._troubles)
-        self._look_at_all()
+        self._look_at(self._devices)
         self._tell()
         if failed and known == len(self._troubles):
             closed.wait(min(1.0, patience))  # whatever it was, it is not to be hot
 
-    def _look_at_all(self) -> None:
+    def _look_at(self, ids: Iterable[str]) -> None:
         with self._changed:
-            for id in self._devices:
+            for id in ids:
                 if id not in self._troubles and (reason := self._look(id)) is not None:
                     self._gone(id, reason)
 

@@ -196,3 +196,28 @@ def test_without_nvml_nothing_is_watched_and_nothing_waits(monkeypatch: pytest.M
     assert monitor.open() == "nvidia-ml-py is not installed"
     monitor.run(threading.Event(), lambda: None)
     assert monitor.trouble(["0"], late=True) is None
+
+
+def test_a_driver_that_hangs_holds_up_neither_a_slot_nor_a_scraper(
+    stage: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    monkeypatch.setattr(module, "LATE", 0.1)
+    two = stage(None, None)
+    two.machine.change(1, error="UNKNOWN")
+    two.wait(_1="GPU 1: Unknown Error")
+    hangs, answers = threading.Event(), threading.Event()
+
+    def never(handle: Any) -> None:
+        hangs.set()
+        assert answers.wait(30)
+
+    monkeypatch.setattr(two.nvml, "nvmlDeviceGetMemoryInfo", never)
+    try:
+        for _ in range(2):  # the first of them may be who hangs
+            assert two.monitor.trouble([uuid(0)], late=True) is None
+            assert two.monitor.trouble([uuid(0), uuid(1)]) == "GPU 1: Unknown Error"
+            assert two.monitor.read() == []
+        assert hangs.is_set() and "NVML has not answered within 0.1 s" in caplog.text
+    finally:
+        answers.set()
