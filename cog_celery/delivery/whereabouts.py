@@ -31,7 +31,7 @@ from cog_celery.delivery.status import (
     short,
     text,
 )
-from cog_celery.delivery.stream import BRIDGE, RELEASED, SLOT, Queue, slot_life
+from cog_celery.delivery.stream import BRIDGE, HIGH, RELEASED, SLOT, Queue, slot_life
 
 PAGE: Final = 1000
 PAGE_BYTES: Final = 1 << 20
@@ -196,11 +196,10 @@ class _Search:
             pipe.execute_command("XRANGE", stream, entry, entry)
             pipe.execute_command("XPENDING", stream, queue.name, entry, entry, 1)
         replies = pipe.execute(raise_on_error=False)
-        there = [
-            pair for pair in zip(replies[::2], replies[1::2], strict=True) if isinstance(pair[0], list) and pair[0]
-        ]
-        found, lines = there[0] if there else replies[:2]
+        found, lines = self._meant(entry, replies)
         notes = self._notes.get(entry, [])
+        if any(about is not None and about.id == self._id for *_, about in notes):
+            notes = [note for note in notes if note[4] is None or note[4].id == self._id]
         history = [Event(at, _told(what, owner, attempt, about)) for at, what, owner, attempt, about in notes]
         sent = sent_at(entry)
         if sent is not None:
@@ -244,6 +243,15 @@ class _Search:
         history.append(Event(self._now - seconds, f"taken by {held.owner}: attempt {held.attempt}"))
         history.sort(key=lambda event: event.at)
         return Sighting(state="running", seconds=seconds, worker=worker, history=tuple(history), **common)
+
+    def _meant(self, entry: str, replies: Sequence[Any]) -> tuple[Any, Any]:
+        """The entry and its line in the pending list: both streams may have one of this id."""
+        for stream, found, lines in zip(self._queue.streams, replies[::2], replies[1::2], strict=True):
+            if isinstance(found, list) and found:
+                name = f"{entry}{HIGH}" if stream == self._queue.high else entry
+                if self._id in (entry, name, str(_request(_value(found[0][1])).get("id"))):
+                    return found, lines
+        return None, None
 
     def _over(self, entry: str, notes: list[Any], history: list[Event], common: dict[str, Any]) -> Sighting | None:
         """An entry that is not in the stream any more."""

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, Self, cast
 import redis
 from redis.exceptions import NoPermissionError
 
+from cog_celery.delivery.stream import HIGH
 from cog_celery.errors import ServerError, UsageError
 from cog_celery.producer import places
 
@@ -310,7 +311,8 @@ def cancel(client: redis.Redis, queue: str, prediction: str) -> None:
     """
     for stream in places.streams(client, queue):
         for entry, request in _requests(client, stream, prediction):
-            if prediction not in (entry, str(request.get("id"))):
+            name = f"{entry}{HIGH}" if stream != queue else entry  # as logs and Flower have it
+            if prediction not in (entry, name, str(request.get("id"))):
                 continue
             key = request.get("cancel_key")
             if not isinstance(key, str) or not key:
@@ -325,8 +327,9 @@ def cancel(client: redis.Redis, queue: str, prediction: str) -> None:
 
 def _requests(client: redis.Redis, queue: str, prediction: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Entries with what can be read of their requests: the one that is meant, if it is an entry's id, then all."""
-    if _ENTRY_ID.fullmatch(prediction):
-        yield from _page(client, queue, prediction, prediction)
+    entry = prediction.removesuffix(HIGH)
+    if _ENTRY_ID.fullmatch(entry):
+        yield from _page(client, queue, entry, entry)
     first = "-"
     while True:
         entry = ""

@@ -17,8 +17,13 @@ from typing import Any, cast
 import pytest
 import redis
 
+from cog_celery.delivery import servers
+from cog_celery.delivery.link import Link
+from cog_celery.delivery.presence import noted
+from cog_celery.delivery.stream import Queue
+from cog_celery.delivery.whereabouts import find
 from cog_celery.producer import places
-from cog_celery.producer.sending import Sent, still_there
+from cog_celery.producer.sending import Sent, cancel, still_there
 from tests.conftest import FleetFactory, fleets_on, recording
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
@@ -384,3 +389,35 @@ def test_a_lane_is_canceled_in_and_can_only_be_sent_to_where_there_is_one(fleet:
         timeout=30,
     )
     assert refused.returncode == 2 and "has no lane" in refused.stderr
+
+
+def test_entries_of_the_same_id_in_both_streams_are_told_apart_by_who_looks_and_who_cancels(
+    redis_server: RedisServer,
+) -> None:
+    client, link = redis.Redis.from_url(redis_server.url), Link(redis_server.url, "test")
+    queue = Queue(f"q-{uuid.uuid4().hex[:8]}")
+    queue.agree(link, None, None, None, priority=True)
+    queue.create_group(link)
+    for stream, id in zip(queue.streams, ("first", "second"), strict=True):
+        request = {"id": id, "response_queue": f"{queue.name}-{id}", "cancel_key": f"{queue.name}-cancel-{id}"}
+        client.xadd(stream, {"value": json.dumps(request)}, id="7-7")
+    first, second = queue.read_next(link, "w~00000001.0", 1)
+
+    def seen(id: str) -> list[tuple[Any, ...]]:
+        found = find(servers.client(redis_server.url), [queue.name], id)
+        return [(one.id, one.state, one.response and one.response.key) for one in found.sightings]
+
+    assert seen("first") == [("first", "running", f"{queue.name}-first")]
+    assert seen("second") == [("second", "running", f"{queue.name}-second")]
+    cancel(client, queue.name, "7-7.high")
+    assert client.exists(f"{queue.name}-cancel-first") and not client.exists(f"{queue.name}-cancel-second")
+    about = noted("first", "succeeded", response=f"{queue.name}-first")
+    queue.commit(link, first, "w~00000001.0", f"{queue.name}-first", b"{}", about=about)
+    assert seen("first") == [("first", "ended", f"{queue.name}-first")]
+    assert seen("second") == [("second", "running", f"{queue.name}-second")]
+    about = noted("second", "succeeded", response=f"{queue.name}-second")
+    queue.commit(link, second, "w~00000001.0", f"{queue.name}-second", b"{}", about=about)
+    assert [seen(id) for id in ("first", "second")] == [
+        [(id, "ended", f"{queue.name}-{id}")] for id in ("first", "second")
+    ]
+    link.close()
