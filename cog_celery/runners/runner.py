@@ -217,6 +217,7 @@ class Runner(Attentive):
         self._rest: list[bytes] = []
         self._rest_size = 0
         self._ended = False
+        self._killed_at: float | None = None
         self._reaping = threading.Lock()
         self.exitcode = 0
         """As Python gives it, once `ended`."""
@@ -270,18 +271,25 @@ class Runner(Attentive):
     def kill(self) -> None:
         """End the process and its whole group at once."""
         if not self._ended:
+            self._killed_at = self._killed_at or time.monotonic()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     # -- from the runner
 
     def wait(self, timeout: float | None) -> list[Message | Lines]:
-        """What came, in order; empty after `timeout` seconds, or when the attended descriptor is readable.
+        """What came, in order; empty after `timeout` seconds or before, also when the attended descriptor is readable.
 
         Lines that were written before a Done come before it. Raises RunnerDied when the process has ended and all that
-        it said has been returned, RunnerProtocolError when it said something else than messages.
+        it said has been returned, RunnerProtocolError when it said something else than messages, or was killed and does
+        not end.
         """
-        ready = {fd for fd, _ in self._poll.poll(None if timeout is None else max(0.0, timeout * 1000))}
+        killed_at = self._killed_at
+        if killed_at is not None and time.monotonic() - killed_at > KILL_PATIENCE and not self._has_ended():
+            raise RunnerProtocolError("The runner was killed, and its process does not end.")
+        # It may be killed meanwhile, from another thread.
+        patience = KILL_PATIENCE if timeout is None else min(KILL_PATIENCE, max(0.0, timeout))
+        ready = {fd for fd, _ in self._poll.poll(patience * 1000)}
         came: list[Message | Lines] = []
         for fd in list(self._logs):
             if fd in ready:

@@ -20,12 +20,14 @@ from cog_celery.delivery.link import Link
 from cog_celery.delivery.prediction import Prediction
 from cog_celery.delivery.requests import PredictionRequest
 from cog_celery.delivery.stream import Delivery, Entry, Held
+from cog_celery.errors import RunnerProtocolError
 from cog_celery.gpus.assigning import Share
 from cog_celery.gpus.finding import Device
 from cog_celery.gpus.monitor import Monitor
 from cog_celery.runners import kin, runner
 from cog_celery.runners.guardian import Guardian
 from cog_celery.runners.runner import Runner, RunnerCommand
+from cog_celery.runners.sharing import Seat, SharedRunner
 from cog_celery.slots import respawning
 from cog_celery.slots.holding import Current, Desk
 from cog_celery.slots.respawning import RespawningRunner
@@ -206,6 +208,47 @@ def test_a_process_that_cannot_be_killed_is_left_behind_and_said(
         assert f"runner {stuck.pid}: it or what it started was killed and does not end" in caplog.text
         real_kill(stuck.pid, signal.SIGKILL)
         stuck._process.wait()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_who_waits_for_a_process_that_cannot_be_killed_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """Or else its slot would keep its request for ever."""
+    (tmp_path / "cog.yaml").write_text("predict: predict.py:Predictor\n")
+    (tmp_path / "predict.py").write_text(MODEL)
+    real_kill: Callable[..., None] = os.killpg
+    monkeypatch.setattr(runner, "KILL_PATIENCE", 0.2)
+    monkeypatch.setattr(os, "killpg", lambda group, number: None)
+    monkeypatch.setattr(kin, "_kill_one", lambda pid, born: None)
+    monkeypatch.setattr(kin.kill_kin, "__defaults__", (0.1,))
+    told: list[Exception] = []
+    with closing(Guardian()) as guardian:
+        command = RunnerCommand(sys.executable, str(tmp_path), dict(os.environ))
+        stuck = Runner(command, guardian)
+        try:
+            stuck.setup(command, lambda lines: None, 30)
+            one = SharedRunner(stuck, 1) if shared else None
+            who: Runner | Seat = stuck if one is None else one.seats[0]
+
+            def wait() -> None:
+                with pytest.raises(RunnerProtocolError, match="its process does not end") as raised:
+                    while True:
+                        assert who.wait(None) == []
+                told.append(raised.value)
+
+            thread = threading.Thread(target=wait, daemon=True)
+            thread.start()
+            who.kill()
+            thread.join(5)
+            assert told, "it waits for ever"
+            who.end()
+            if one is not None:
+                one.close()
+            assert who.ended
+        finally:
+            real_kill(stuck.pid, signal.SIGKILL)
+            stuck._process.wait(5)
 
 
 def test_a_group_is_forgotten_while_its_number_is_still_its_own(tmp_path: Path) -> None:
