@@ -416,6 +416,13 @@ if v == nil then
   redis.call('XACK', stream, group, ARGV[1])
   return 0
 end
+if stream ~= queue then
+  local target = string.match(KEYS[3], '^(.*)%.high$') or ''
+  -- In a lane that nobody serves it would wait for ever, and be seen by nobody.
+  if redis.pcall('HGET', 'cog-celery:' .. target .. ':settings', 'priority') == 'false' then
+    return {err = 'NOLANE the processes of ' .. target .. ' were started without its lane'}
+  end
+end
 local entry = redis.call('XADD', KEYS[3], '*', 'value', v)
 redis.call('XACK', stream, group, ARGV[1])
 redis.call('XDEL', stream, ARGV[1])

@@ -115,8 +115,14 @@ def find(client: redis.Redis, names: Sequence[str], id: str) -> Search:
         search = _Search(client, seen, id)
         found += search.run()
         searched, bounded = searched + search.searched, bounded or search.bounded
-    found.sort(key=lambda one: order_of(one.entry), reverse=True)
+    found.sort(key=_newer, reverse=True)
     return Search(tuple(found[:MOST_SIGHTINGS]), searched, bounded)
+
+
+def _newer(one: Sighting) -> tuple[int, bool, int]:
+    """A request that was moved is older than what it became, as a rule within the same millisecond."""
+    at, number = order_of(one.entry)
+    return at, one.status != "moved", number
 
 
 class _Search:

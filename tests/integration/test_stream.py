@@ -11,7 +11,7 @@ import pytest
 
 from cog_celery.delivery.link import Link
 from cog_celery.delivery.stream import TICKET_VERSION, Delivery, Entry, Held, Queue, Ticket
-from cog_celery.errors import GroupMissing, ServerLost, SettingsConflict
+from cog_celery.errors import GroupMissing, ServerError, ServerLost, SettingsConflict
 from tests.support.monitor import Monitor
 from tests.support.servers import RedisServer
 
@@ -763,6 +763,22 @@ def test_a_move_is_one_step_and_only_its_owner_s(link: Link, queue: Queue) -> No
     assert link.call("XLEN", target.name) == 1
     ((_, note),) = link.call("XRANGE", queue.recent, "-", "+")
     assert note[:6] == [b"what", b"moved", b"entry", entry.encode(), b"owner", f"{target.name}/{moved}".encode()]
+
+
+def test_nothing_is_moved_to_a_lane_that_nobody_serves(link: Link, lanes: Queue) -> None:
+    target = Queue(f"{lanes.name}-v1")
+    target.agree(link, None, None, None)
+    for stream in lanes.streams:
+        link.call("XADD", stream, "*", "value", stream)
+    high, low = lanes.read_next(link, BRIDGE, 1)
+    assert lanes.move(link, low, BRIDGE, target.name, b"")
+    with pytest.raises(ServerError, match=f"NOLANE the processes of {target.name} were started without its lane"):
+        lanes.move(link, high, BRIDGE, target.high, b"")
+    assert lanes.owners(link) == {BRIDGE: 1} and not link.call("EXISTS", target.high)
+    link.call("DEL", target.settings_key)
+    target.agree(link, None, None, None, priority=True)
+    assert lanes.move(link, high, BRIDGE, target.high, b"")
+    assert link.call("XLEN", target.high) == 1
 
 
 def test_what_was_deleted_is_not_moved_and_leaves_the_pending_list(link: Link, queue: Queue) -> None:

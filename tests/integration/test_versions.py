@@ -21,7 +21,7 @@ from cog_celery.delivery import servers
 from cog_celery.delivery.link import Link
 from cog_celery.delivery.presence import noted
 from cog_celery.delivery.stream import Queue
-from cog_celery.delivery.whereabouts import find
+from cog_celery.delivery.whereabouts import Sighting, _newer, find
 from cog_celery.producer import places
 from cog_celery.producer.sending import Sent, cancel, still_there
 from tests.conftest import FleetFactory, fleets_on, recording
@@ -223,6 +223,15 @@ def test_status_shows_fronts_and_lanes_without_false_alarms_and_finds_what_was_m
     assert (newest["queue"], newest["status"]) == (two.v1, "succeeded")
     assert (oldest["queue"], oldest["status"]) == (two.front, "moved")
     assert any(f"as {two.v1}/{newest['entry']}" in event["what"] for event in oldest["history"])
+
+
+def test_what_a_request_became_is_newer_than_its_move_within_the_same_millisecond() -> None:
+    def seen(queue: str, entry: str, status: str | None) -> Sighting:
+        return Sighting(queue=queue, entry=entry, id="a", state="ended", status=status)
+
+    moved, became = seen("front", "5-7", "moved"), seen("v1", "5-0", "succeeded")
+    for found in ([moved, became], [became, moved]):
+        assert sorted(found, key=_newer, reverse=True) == [became, moved]
 
 
 def test_a_worker_for_a_queue_without_slots_says_so_and_ends(two: TwoVersions) -> None:
