@@ -272,7 +272,7 @@ def _picture(found: Found) -> str:
     )
     description = (
         "Three panels. Predictions per second with 1, 2, 4 and 8 slots, beside a linear line. CPU time of bridge and "
-        "Redis for a ticket: it grows slowly with queues, and hardly with workers. The share of the one thread of Redis "
-        "by the number of GPUs, for predictions of 50 ms, 1 s and 30 s, with a line at 80 %."
+        "Redis for a ticket: it grows slowly with queues, and hardly with workers. The share of the one thread of "
+        "Redis by the number of GPUs, for predictions of 50 ms, 1 s and 30 s, with a line at 80 %."
     )
     return picture("How far one bridge and one Redis go", description, [first, second, third])
