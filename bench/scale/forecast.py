@@ -61,7 +61,7 @@ def load(row: Mapping[str, Any], gpus: int) -> Load:
         redis_share=share,
         busy_share=per_second * busy / 1e6,
         redis=math.ceil(share / FULL),
-        bridges=math.ceil(per_second * row["bridge_us"] / 1e6 / FULL),
+        bridges=max(1, math.ceil(per_second * row["bridge_us"] / 1e6 / FULL)),
         network=per_second * row["bytes"] / NETWORK,
         connections=round(gpus / row["slots_per_worker"] * row["connections_per_worker"]),
         most=round(FULL * seconds * 1e6 / measured),

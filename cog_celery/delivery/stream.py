@@ -307,13 +307,17 @@ class Queue:
         """Whether the worker of that life announces itself."""
         return bool(link.call("EXISTS", self.announce_prefix + life))
 
-    def owned(self, link: Link, consumer: str, count: int = 1000) -> list[Owned]:
-        """What a consumer has in each pending list, oldest first."""
-        return [
-            _owned(stream, line)
-            for stream in self.streams
-            for line in link.call("XPENDING", stream, self.name, "-", "+", count, consumer)
-        ]
+    def owned(self, link: Link, consumer: str, page: int = 1000) -> list[Owned]:
+        """What a consumer has in each pending list, oldest first; a round trip for each page of it."""
+        owned: list[Owned] = []
+        for stream in self.streams:
+            start = "-"
+            while lines := link.call("XPENDING", stream, self.name, start, "+", page, consumer):
+                owned += [_owned(stream, line) for line in lines]
+                if len(lines) < page:
+                    break
+                start = f"({owned[-1].at.id}"
+        return owned
 
     def overdue(self, link: Link, stream: str, lease: float, count: int = 100, after: str | None = None) -> list[Owned]:
         """Entries of a stream whose owner has not been heard of for a lease, in the stream's order."""

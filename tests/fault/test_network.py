@@ -29,6 +29,8 @@ pytestmark = pytest.mark.ours
 
 LEASE = 1.0
 SLOTS = 2
+LONG = 0.8
+"""Seconds of a prediction that is still at work when a fault has come, and over within a lease."""
 RECOVERY = 3.0
 """Seconds beyond a lease within which another attempt must have begun."""
 NOTICED = REPLY_TIMEOUT + CONNECT_TIMEOUT + 1.0
@@ -113,9 +115,10 @@ class Scene:
         print(f"{time.time():.6f} {what}")
 
     def at_work(self, name: str) -> set[str]:
-        """The entries that a worker has at a random moment of its work, one at least."""
+        """The entries that a worker has at a random moment of its work: one at least that is not over soon."""
         time.sleep(self.chance.uniform(0.2, 0.5))
-        return wait_until(lambda: self.owned(name), f"{name} to be at work", interval=0.002)
+        long = {self.send(LONG).entry for _ in range(SLOTS * len(WORKERS))}
+        return wait_until(lambda: self.owned(name) & long, f"{name} to be at work", interval=0.002)
 
     def owned(self, name: str) -> set[str]:
         lines: Any = self.fleet.client.xpending_range(self.fleet.queue, self.fleet.queue, "-", "+", 1000)

@@ -644,6 +644,19 @@ def test_bridges_take_from_the_lane_first_too_and_watch_both_streams(
     other.close()
 
 
+def test_what_a_consumer_owns_is_read_page_by_page(link: Link, lanes: Queue) -> None:
+    for i in range(5):
+        for stream in lanes.streams:
+            link.call("XADD", stream, f"{i + 1}-1", "value", "x")
+    while lanes.read_next(link, BRIDGE, 0.01):
+        pass
+    for page in (1, 2, 5, 1000):
+        owned = lanes.owned(link, BRIDGE, page)
+        assert [(line.at.stream, line.at.id) for line in owned] == [
+            (stream, f"{i + 1}-1") for stream in lanes.streams for i in range(5)
+        ]
+
+
 def test_entries_of_the_same_id_in_both_streams_are_two(link: Link, lanes: Queue) -> None:
     for stream in lanes.streams:
         link.call("XADD", stream, "7-7", "value", stream)
