@@ -282,11 +282,10 @@ EXTEND = Script("""
 local verdicts = {}
 for i = 1, #ARGV, 4 do
   local stream, entry, owner = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local line = redis.pcall('XPENDING', stream, group, entry, entry, 1)
+  local gone = redis.pcall('XPENDING', stream, group, entry, entry, 1).err
   -- One of two streams may be gone: that is the end of what was in it, and of nothing else.
-  if line.err and not string.find(line.err, 'NOGROUP') and not string.find(line.err, 'WRONGTYPE') then return line end
-  local p = line[1]
-  if not p or p[2] ~= owner or p[4] ~= tonumber(ARGV[i + 3]) then
+  if gone and not string.find(gone, 'NOGROUP') and not string.find(gone, 'WRONGTYPE') then return {err = gone} end
+  if gone or not ours(stream, entry, owner, ARGV[i + 3]) then
     verdicts[#verdicts + 1] = 0
   elseif #redis.call('XRANGE', stream, entry, entry) == 0 then
     -- An XCLAIM would drop it from the pending list (Redis >= 7), and its last snapshot could not be fenced any more.

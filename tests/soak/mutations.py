@@ -67,8 +67,8 @@ PUBLISH_UNFENCED = Patch(
 )
 EXTEND_FOR_ALL = Patch(
     SCRIPTS,
-    "  if not ours(stream, entry, owner, ARGV[i + 3]) then\n",
-    "  if not pending(stream, entry) then\n",
+    "  if gone or not ours(stream, entry, owner, ARGV[i + 3]) then\n",
+    "  if gone or not pending(stream, entry) then\n",
 )
 COMMIT_IN_TWO = Patch(
     STREAM,
