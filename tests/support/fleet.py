@@ -86,6 +86,9 @@ class Fleet:
         self.plan = (bridges, workers)
         self._sender: redis.Redis | None = None
         if (url := as_user("producer", server.url)) != server.url:
+            own = self.client.connection_pool.connection_kwargs
+            if "port" in own:  # past a proxy, as `client`
+                url = as_user("producer", f"redis://{own['host']}:{own['port']}/{own.get('db') or 0}")
             self._sender = redis.Redis.from_url(url, decode_responses=True, protocol=2)
         self.producer = Producer(self._sender or self.client, self.queue)
         self.children: list[Child] = []
