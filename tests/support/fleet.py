@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import urlsplit
 
 import redis
 
@@ -88,7 +89,7 @@ class Fleet:
         if (url := as_user("producer", server.url)) != server.url:
             own = self.client.connection_pool.connection_kwargs
             if "port" in own:  # past a proxy, as `client`
-                url = as_user("producer", f"redis://{own['host']}:{own['port']}/{own.get('db') or 0}")
+                url = as_user("producer", f"redis://{own['host']}:{own['port']}{urlsplit(server.url).path}")
             self._sender = redis.Redis.from_url(url, decode_responses=True, protocol=2)
         self.producer = Producer(self._sender or self.client, self.queue)
         self.children: list[Child] = []
