@@ -128,9 +128,9 @@ def test_a_prediction_that_waits_for_a_dead_rank_ends_at_its_time_limit_and_all_
 
 
 def test_a_canceled_prediction_that_must_be_killed_takes_its_ranks_along(one: Fleet) -> None:
-    request, before, ranks = running(one, cancel_key="stop-" + one.queue)
+    request, before, ranks = running(one, cancel_key="cancel-" + one.queue)
     os.kill(before["pid"], signal.SIGSTOP)
-    one.client.set("stop-" + one.queue, 1, ex=60)
+    one.client.set("cancel-" + one.queue, 1, ex=60)
     assert one.producer.wait(request)["status"] == "canceled"
     wait_gone(ranks)
     assert one.producer.predict({}, timeout=30)["status"] == "succeeded"
