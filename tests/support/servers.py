@@ -37,6 +37,7 @@ RESPONSE_KEYS: Final = "response-* cancel-* canceled-* q-*-* small-* long-* r* o
 def role_variables(queues: str, response_keys: str, log_queues: str = "") -> dict[str, str]:
     """The variables of deploy/redis/start.sh for these patterns."""
     names = {"REDIS_QUEUES": queues, "REDIS_RESPONSE_KEYS": response_keys, "REDIS_LOG_QUEUES": log_queues}
+    names["REDIS_DATABASES"] = "0 1 2 3"
     return names | {f"REDIS_{role.upper()}_PASSWORD": PASSWORD for role in ROLES}
 
 
