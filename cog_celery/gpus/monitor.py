@@ -27,6 +27,8 @@ FAULT_PAUSES: Final = (60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 """Seconds for which a GPU that has reported a fault is left alone, by how many it has reported in this process."""
 PATIENCE: Final = 5.0
 """Seconds for NVML to answer a slot or a scraper: with a GPU that is gone, its calls may hang for ever."""
+MOST_EVENTS: Final = 1000
+"""Events that are read of a set that is given up: a program may cause them faster than they are read."""
 NO_INSTANCE: Final = 0xFFFFFFFF
 TELL_AGAIN: Final = 60.0
 """Seconds until the same Xid of a GPU is told again: a program may cause thousands."""
@@ -174,15 +176,14 @@ class Monitor:
             return
         self._look_at(self._devices)
         while not closed.is_set():
+            with self._changed:
+                self._look_again()
+                events, known = self._listen(), set(self._troubles)
             self._tell()
-            events = self._listen()
-            known = set(self._troubles)
             while not closed.is_set() and known == set(self._troubles) and not self._due():
                 self._wait(events, closed)
-            with self._changed:
-                if events is not None:
-                    self._quietly(self._nvml.nvmlEventSetFree, events)
-                self._look_again()
+            if events is not None:
+                self._give_up(events)
 
     def _tell(self) -> None:
         """Of what has changed, with nothing held: it may take a while."""
@@ -323,6 +324,14 @@ class Monitor:
                 return events
             self._quietly(nvml.nvmlEventSetFree, events)
             return None
+
+    def _give_up(self, events: Any) -> None:
+        """Free an event set. What it has not told yet counts: telling of changes may have taken long."""
+        with self._changed:
+            with contextlib.suppress(self._nvml.NVMLError):  # none is left, or a GPU is lost: it is looked at
+                for _ in range(MOST_EVENTS):
+                    self._heed(self._nvml.nvmlEventSetWait_v2(events, 0))
+            self._quietly(self._nvml.nvmlEventSetFree, events)
 
     def _wait(self, events: Any, closed: threading.Event) -> None:
         """For an event, or until it is time to look."""

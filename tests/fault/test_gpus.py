@@ -64,7 +64,7 @@ class Host:
         wait_until(lambda: self.fleet.credits() == slots, f"{slots} idle slots", 30)
 
     def wait_for(self, line: str) -> None:
-        wait_until(lambda: line in self.worker.text(), f"{line!r} in\n{self.worker.text()}", 15)
+        wait_until(lambda: line in self.worker.text(), f"{line!r} in the worker's log", 15)
 
     def running_on(self, index: int, seconds: float) -> Request:
         """A prediction that runs on that GPU of two; one runs on the other, too."""
@@ -116,9 +116,11 @@ def test_a_gpu_that_is_lost_takes_its_slot_out_and_nothing_else_until_it_is_ther
     host.wait_idle(2)
     assert host.states() == ["idle", "idle"]
 
+    host.machine.wait_listening(0, 1)
     host.machine.event(1, 79)  # while it is idle
     host.wait_for("slot 1 on GPU 1 is out: GPU 1: Xid 79")
     host.wait_idle(1)
+    host.machine.wait_listening(0)  # what happens while NVML is opened anew, no driver tells
     host.machine.event(0, 48)
     host.wait_for("no slot is left: GPU 0: Xid 48")
     assert host.worker.wait() == 1

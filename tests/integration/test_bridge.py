@@ -90,6 +90,7 @@ def test_a_bridge_with_another_lease_or_attempts_stops_and_says_so(fleet: FleetF
         assert other.wait() not in (0, -9)
         assert name in other.text() and one.queue in other.text()
     same = one.start_bridge()
+    wait_until(lambda: " serves " in same.text(), "it to be up")
     time.sleep(0.5)
     same.check_running()
 

@@ -274,10 +274,11 @@ class Fleet:
     # Stopping
 
     def terminate(self) -> None:
-        """SIGTERM, once, to all that still runs."""
+        """SIGTERM, once, to all that still runs. One that is still starting would end by it and say nothing of how."""
         self.processes()
         for child in self.children:
             if child.running and child not in self._stopping:
+                child.wait_up()
                 child.terminate()
                 self._stopping.append(child)
 

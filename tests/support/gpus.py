@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.processes import wait_until
+
 FOLDER = Path(__file__).with_name("nvml")
 ROOT = Path(__file__).parents[2]
 XID, DOUBLE_BIT = 8, 2
@@ -54,6 +56,12 @@ class Machine:
         one = {"uuid": uuid(index), "kind": kind, "data": data, "instance": instance}
         self.state["events"].append(one)
         self.write()
+
+    def wait_listening(self, *indexes: int) -> None:
+        """Until a process waits for events of these GPUs and no others."""
+        file = self.file.with_suffix(".json.listening")
+        wanted = [uuid(index) for index in indexes]
+        wait_until(lambda: file.exists() and json.loads(file.read_text()) == wanted, f"events of {indexes}")
 
     @property
     def variables(self) -> Mapping[str, str]:

@@ -141,6 +141,18 @@ class Child:
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
+    def wait_up(self, timeout: float = 15.0) -> None:
+        """Until it has a handler for SIGTERM, or has ended."""
+        wait_until(lambda: self._catches(signal.SIGTERM) or not self.running, f"{self.name}'s handler", timeout)
+
+    def _catches(self, number: signal.Signals) -> bool:
+        try:
+            status = Path("/proc", str(self.pid), "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+        return bool(int(caught, 16) >> (number - 1) & 1)
+
     def kill(self) -> None:
         self.process.kill()
 

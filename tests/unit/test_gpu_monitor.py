@@ -24,9 +24,11 @@ class Stage:
         self.machine, self.nvml = machine, nvml
         self.monitor = Monitor(devices)
         self.told = 0
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def tell(self) -> None:
         self.told += 1
+        self.meanwhile()
 
     @property
     def troubles(self) -> dict[str, str]:
@@ -98,27 +100,39 @@ def test_one_that_is_lost_at_the_start_is_watched_all_the_same(stage: Make) -> N
 def test_a_loss_is_noticed_by_the_wait_itself(stage: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     wait_for_events_alone(monkeypatch)
     two = stage(None, None)
-    wait_until(lambda: two.nvml._sets, "the wait for events")
+    two.machine.wait_listening(0, 1)
     two.machine.change(0, error="GPU_IS_LOST")
     two.wait(_0="GPU 0: GPU is lost")
 
 
 def test_a_fault_that_is_reported_is_out_for_a_pause_that_grows(stage: Make) -> None:
     two = stage(None, None)
-    wait_until(lambda: two.nvml._sets, "the wait for events")
+    two.machine.wait_listening(0, 1)
     two.machine.event(0, 48)
     two.wait(_0="GPU 0: Xid 48, a memory error that could not be corrected")
     two.wait()
-    wait_until(lambda: two.nvml._sets, "the wait for events")
+    two.machine.wait_listening(0, 1)
     two.machine.event(0, 0, kind=DOUBLE_BIT)
     two.wait(_0="GPU 0: a memory error that could not be corrected")
     assert two.monitor._troubles[uuid(0)].again_at - time.monotonic() > 30
 
 
+def test_what_is_reported_while_a_fault_is_told_is_not_lost(stage: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To tell may take as long as Redis is out of reach."""
+    monkeypatch.setattr(module, "FAULT_PAUSES", (60.0,))
+    two = stage(None, None)
+    two.machine.wait_listening(0, 1)
+    two.meanwhile = lambda: two.machine.event(0, 48) if two.told == 1 else None
+    two.machine.event(1, 79)
+    two.wait(
+        _0="GPU 0: Xid 48, a memory error that could not be corrected", _1="GPU 1: Xid 79, it has fallen off the bus"
+    )
+
+
 @pytest.mark.parametrize("xid", [13, 31, 43, 45, 94])
 def test_what_a_program_did_is_no_fault_of_the_gpu(stage: Make, xid: int, caplog: pytest.LogCaptureFixture) -> None:
     one = stage(None)
-    wait_until(lambda: one.nvml._sets, "the wait for events")
+    one.machine.wait_listening(0)
     one.machine.event(0, xid)
     wait_until(lambda: f"GPU 0 reports Xid {xid}" in caplog.text, "the line")
     one.machine.event(0, 999)  # of which nothing is known
@@ -127,10 +141,12 @@ def test_what_a_program_did_is_no_fault_of_the_gpu(stage: Make, xid: int, caplog
 
 def test_of_a_gpu_in_mig_mode_an_instance_fails_alone_if_that_is_said(stage: Make) -> None:
     split = stage((0, 1), None)
-    wait_until(lambda: split.nvml._sets, "the wait for events")
+    split.machine.wait_listening(0, 1)
+    session = split.nvml._generation
     split.machine.event(0, 95, instance=2)  # instances are numbered from 1 in the fake, places from 0
     split.wait(_0_1="GPU 0:1: Xid 95, a memory error that was not contained")
-    wait_until(lambda: split.nvml._sets, "the wait for events")
+    wait_until(lambda: split.nvml._generation > session, "NVML to be opened without it")
+    split.machine.wait_listening(0, 1)
     split.machine.event(0, 79)
     wait_until(lambda: set(split.troubles) == {"0:0", "0:1"}, "the whole GPU to be out")
 
@@ -154,7 +170,7 @@ def test_without_events_it_is_looked_at(stage: Make) -> None:
 
 def test_one_that_is_out_is_not_held_open_so_that_it_can_be_reset(stage: Make) -> None:
     two = stage(None, None)
-    wait_until(lambda: two.nvml._sets, "the wait for events")
+    two.machine.wait_listening(0, 1)
     two.machine.event(1, 79)
     wait_until(lambda: two.nvml.held == {uuid(0)}, "GPU 1 to be let go of")
     assert [usage.label for usage in two.monitor.read()] == ["0"]
@@ -180,7 +196,7 @@ def test_a_question_is_answered_as_it_is_now_or_a_moment_later(stage: Make, monk
     """CUDA fails a process before the driver has said why."""
     wait_for_events_alone(monkeypatch)
     two = stage(None, None)
-    wait_until(lambda: two.nvml._sets, "the wait for events")
+    two.machine.wait_listening(0, 1)
     assert two.monitor.trouble([uuid(0), uuid(1)]) is None
     timer = threading.Timer(0.1, two.machine.event, (1, 79))
     timer.start()

@@ -64,6 +64,7 @@ def nvmlShutdown() -> None:
     if not sessions:
         held.clear()
         _sets.clear()
+        _show_sets()
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -179,6 +180,14 @@ def nvmlEventSetCreate() -> Any:
     return ctypes.cast(ctypes.c_void_p(number), _pynvml.c_nvmlEventSet_t)
 
 
+def _show_sets() -> None:
+    """Which GPUs' events are waited for in this process, for whoever made the machine."""
+    file = Path(os.environ["FAKE_NVML"] + ".listening")
+    temporary = file.with_suffix(".new")
+    temporary.write_text(json.dumps(sorted({uuid for one in _sets.values() for uuid in one["gpus"]})))
+    os.replace(temporary, file)
+
+
 def _set(events: Any) -> dict[str, Any]:
     return _sets.get(ctypes.cast(events, ctypes.c_void_p).value or 0) or _fail("INVALID_ARGUMENT")
 
@@ -186,6 +195,7 @@ def _set(events: Any) -> dict[str, Any]:
 def nvmlEventSetFree(events: Any) -> None:
     _set(events)
     del _sets[ctypes.cast(events, ctypes.c_void_p).value or 0]
+    _show_sets()
 
 
 def nvmlDeviceGetSupportedEventTypes(handle: Any) -> int:
@@ -200,6 +210,7 @@ def nvmlDeviceRegisterEvents(handle: Any, kinds: int, events: Any) -> None:
     if part or not kinds:
         _fail("INVALID_ARGUMENT")
     _set(events)["gpus"].add(gpu["uuid"])
+    _show_sets()
 
 
 def nvmlEventSetWait_v2(events: Any, milliseconds: int) -> Any:
