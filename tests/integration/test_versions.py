@@ -27,7 +27,7 @@ from cog_celery.producer.sending import Sent, cancel, still_there
 from tests.conftest import FleetFactory, fleets_on, recording
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
-from tests.support.oracle import Oracle, journal_env
+from tests.support.oracle import Oracle, journal_env, read_journal
 from tests.support.processes import Child, wait_until
 from tests.support.producer import Producer, Request, bare, succeeded
 from tests.support.servers import RedisServer
@@ -356,6 +356,7 @@ def test_a_worker_that_dies_with_entries_of_both_streams_costs_an_attempt_of_eac
     low = oracle.sent(two.producer.send({"action": "SLEEP", "seconds": 1, "text": "low"}))
     for request in (high, low):
         two.producer.wait_for(request, lambda response: True)
+    wait_until(lambda: [line.event for line in read_journal(journal)].count("start") == 2, "both to be in predict()")
     two.workers[0].kill()
     two.workers[0].wait()
     two.start_worker()
