@@ -88,6 +88,7 @@ def test_a_lost_reply_to_a_slots_step_is_found_out_by_the_slot(
 def test_an_entry_that_was_served_to_a_slot_in_its_turn_by_a_lost_reply_is_found(
     patient: Fleet, proxy: Proxy, monitor: Monitor
 ) -> None:
+    patient.wait_ready(1)  # so that its turn begins now
     patient.producer.predict({"mode": "hello"})
     before = proxy.lost
     word = uuid.uuid4().hex

@@ -318,6 +318,11 @@ def test_without_notifications_it_polls(own_server: RedisServer, queue: str) -> 
         served.stop()
 
 
+def lose_listener(server: RedisServer) -> None:
+    """The connection of a producer that listens is lost, once it listens."""
+    wait_until(lambda: server.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub"), "somebody to listen")
+
+
 def test_a_lost_connection_is_waited_out(own_server: RedisServer, queue: str) -> None:
     gate = threading.Event()
 
@@ -331,7 +336,7 @@ def test_a_lost_connection_is_waited_out(own_server: RedisServer, queue: str) ->
         process = start(own_server, "send", "--queue", queue, "-i", "a=b")
         wait_until(lambda: served.requests, "the request")
         assert process.stderr is not None
-        own_server.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        lose_listener(own_server)
         assert "connection to Redis is lost" in process.stderr.readline()
         assert "answers again" in process.stderr.readline()
         gate.set()
@@ -499,7 +504,7 @@ def test_a_lost_connection_is_waited_out_for_a_file_as_well(own_server: RedisSer
         process.stdin.close()
         process.stdin = None
         wait_until(lambda: own_server.client.xlen(queue) == 5, "the requests")
-        own_server.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        lose_listener(own_server)
         assert "connection to Redis is lost" in process.stderr.readline()
         assert "answers again" in process.stderr.readline()
         gate.set()
