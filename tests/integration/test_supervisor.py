@@ -37,8 +37,7 @@ print("stopped", flush=True)
 """
 STUBBORN = """
 import signal
-signals = []
-signal.signal(signal.SIGTERM, lambda number, frame: print("told", flush=True))
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("up", flush=True)
 while True:
     signal.pause()

@@ -202,6 +202,7 @@ def test_a_process_that_cannot_be_killed_is_left_behind_and_said(
         stuck = Runner(command, guardian)
         process = Process.read(stuck.pid)
         stuck.setup(command, lambda lines: None, 30)
+        os.kill(stuck.pid, signal.SIGSTOP)  # or it would end by itself when nobody is there to listen to it
         stuck.end()
         assert stuck.ended and stuck.exitcode == -signal.SIGKILL
         assert process is not None and process.alive
@@ -228,6 +229,7 @@ def test_who_waits_for_a_process_that_cannot_be_killed_is_told_so(
         stuck = Runner(command, guardian)
         try:
             stuck.setup(command, lambda lines: None, 30)
+            os.kill(stuck.pid, signal.SIGSTOP)
             one = SharedRunner(stuck, 1) if shared else None
             who: Runner | Seat = stuck if one is None else one.seats[0]
 
