@@ -82,7 +82,7 @@ class Sentinels:
         return int(self.state(self.ports[0]).get("port", 0))
 
     def role(self, server: RedisServer, field: str = "role") -> str:
-        """A line of INFO replication; nothing when a sentinel has just cut the connection, as it does with a failover."""
+        """A line of INFO replication; nothing when a sentinel cut the connection, as it does in a failover."""
         try:
             return str(cast("dict[str, object]", server.client.info("replication")).get(field, ""))
         except redis.ConnectionError:
