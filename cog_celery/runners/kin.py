@@ -29,8 +29,9 @@ def kill_kin(group: int, mark: str, patience: float = PATIENCE) -> int:
         os.killpg(group, signal.SIGKILL)
     needle = f"{MARK}={mark}".encode() if mark else b""
     until, pause = time.monotonic() + patience, 0.001
+    found: dict[int, str] = {}
     while True:
-        found = _find(group, needle)
+        found = _find(group, needle, found)
         for pid, born in found.items():
             _kill_one(pid, born)
         if not found or time.monotonic() > until:
@@ -39,8 +40,10 @@ def kill_kin(group: int, mark: str, patience: float = PATIENCE) -> int:
         pause = min(LONGEST_PAUSE, pause * 2)
 
 
-def _find(group: int, needle: bytes) -> dict[int, str]:
-    """Those that live, and when each was born."""
+def _find(group: int, needle: bytes, known: dict[int, str]) -> dict[int, str]:
+    """Those that live, and when each was born; `known`: those that were found before. One that is ending has lost its
+    environment, and so its mark, while it still holds its devices.
+    """
     parents: dict[int, int] = {}
     births: dict[int, str] = {}
     kin: set[int] = set()
@@ -53,7 +56,7 @@ def _find(group: int, needle: bytes) -> dict[int, str]:
         if read is None:
             continue
         parents[pid], session, births[pid] = read
-        if session == group or (needle and _marked(pid, needle)):
+        if session == group or known.get(pid) == births[pid] or (needle and _marked(pid, needle)):
             kin.add(pid)
     grown = True
     while grown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cog_celery.runners import kin
 from cog_celery.runners.guardian import Guardian
 from cog_celery.runners.master_port import MasterPort
 from cog_celery.runners.runner import Done, Runner, RunnerCommand
@@ -69,6 +71,21 @@ def test_however_ranks_were_started_they_are_gone_when_their_runner_is(guardian:
     runner.end()
     assert runner.exitcode == -signal.SIGKILL
     assert not any(rank.alive for rank in ranks)
+
+
+def test_one_that_is_ending_and_has_no_environment_any_more_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory goes first and its devices last, and GPU memory takes seconds."""
+    code = "import time; print(flush=True); time.sleep(60)"
+    env = {**os.environ, kin.MARK: "that-runner"}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, start_new_session=True, stdout=subprocess.PIPE) as one:
+        assert one.stdout is not None and one.stdout.readline()
+        marked, looks = kin._marked, iter([True])
+        monkeypatch.setattr(kin, "_marked", lambda pid, needle: next(looks, False) if pid == one.pid else False)
+        assert marked(one.pid, b"COG_RUNNER=that-runner")
+        monkeypatch.setattr(kin, "_kill_one", lambda pid, born: None)
+        assert kin.kill_kin(1 << 22, "that-runner", 0.1) == 1
+        one.kill()
+        assert kin.kill_kin(1 << 22, "that-runner", 5) == 0
 
 
 def test_ranks_of_another_runner_live_on(guardian: Guardian) -> None:
