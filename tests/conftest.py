@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.fleet import PEER, Fleet
 from tests.support.monitor import Monitor
@@ -25,6 +26,11 @@ _FLEETS: list[Fleet] = []
 _MONITORS: list[Monitor] = []
 _SERVERS: list[RedisServer] = []
 """What a failed test shows: the fleets that were there, the recordings that it made, what its servers forbade."""
+
+
+# A busy machine is no reason to fail.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -56,6 +56,7 @@ class Telling:
             self._closing.wait(INTERVAL)
             self._wake.clear()
             self._tell()
+        self._tell()  # what came since, or before the first wait
 
     def _tell(self) -> None:
         ended, self._ended = self._ended, []

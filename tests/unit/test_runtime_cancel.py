@@ -25,14 +25,15 @@ PREDICTOR = """
 
     class Predictor(BasePredictor):
         def predict(self, mode: str, seconds: float = 30.0, count: int = 10) -> Any:
-            print("begin")
             return getattr(self, mode)(seconds, count)
 
         def echo(self, seconds, count):
+            print("begin")
             return "echo"
 
         def sleeps(self, seconds, count):
             try:
+                print("begin")
                 time.sleep(seconds)
             except CancelationException:
                 print("canceled")
@@ -41,12 +42,14 @@ PREDICTOR = """
                 print("cleaned up")
 
         def spins(self, seconds, count):
+            print("begin")
             until = time.monotonic() + seconds
             while time.monotonic() < until:
                 pass
 
         def yields(self, seconds, count):
             try:
+                print("begin")
                 for i in range(count):
                     yield i
                     time.sleep(seconds)
@@ -55,6 +58,7 @@ PREDICTOR = """
 
         def yields_fast(self, seconds, count):
             try:
+                print("begin")
                 i = 0
                 while True:
                     yield i
@@ -63,22 +67,26 @@ PREDICTOR = """
                 print("cleaned up")
 
         def iterates(self, seconds, count):
+            print("begin")
             return map(str, iter(lambda: time.sleep(0.001), 1))
 
         def swallows(self, seconds, count):
             try:
+                print("begin")
                 time.sleep(seconds)
             except BaseException:
                 return "went on"
 
         def wraps(self, seconds, count):
             try:
+                print("begin")
                 time.sleep(seconds)
             except BaseException as error:
                 raise RuntimeError("wrapped") from error
 
         async def waits(self, seconds, count):
             try:
+                print("begin")
                 await asyncio.sleep(seconds)
             except asyncio.CancelledError:
                 print("canceled")
@@ -88,6 +96,7 @@ PREDICTOR = """
 
         async def waits_and_yields(self, seconds, count):
             try:
+                print("begin")
                 for i in range(count):
                     yield i
                     await asyncio.sleep(seconds)
@@ -97,6 +106,7 @@ PREDICTOR = """
 
         async def yields_without_waiting(self, seconds, count):
             try:
+                print("begin")
                 i = 0
                 while True:
                     yield i
@@ -119,7 +129,6 @@ def canceled_while_running(runner: BareRunner, mode: str) -> tuple[Message, str]
     """Its last message, and its logs, when it is canceled in the middle."""
     runner.begin({"mode": mode})
     logs = runner.wait_for_log("begin\n")
-    time.sleep(0.05)  # from there to where it can clean up; nothing tells
     runner.cancel()
     done = runner.until_over()[-1]
     assert done["predict_time"] < 5

@@ -385,7 +385,7 @@ def test_cancel_ends_an_upload_that_hangs(at: At, tmp_path: Path, size: int, pre
         start = time.monotonic()
         with pytest.raises(Canceled):
             bucket.store(made(tmp_path, size=size), "n", terms(cancel))
-        assert elapsed(start) < 0.7
+        assert elapsed(start) < 2  # seconds that it waits for an answer
         timer.join()
 
 
@@ -395,7 +395,7 @@ def test_all_ends_when_the_time_is_over(at: At, tmp_path: Path) -> None:
         bucket, path = at(web.url), made(tmp_path)
         start = time.monotonic()
         assert "it was too slow" in refusal(bucket, path, terms(seconds=0.2))
-        assert elapsed(start) < 1
+        assert elapsed(start) < 2
 
 
 @pytest.fixture
@@ -426,7 +426,7 @@ def test_a_canceled_upload_leaves_no_parts(server: S3Server, proxy: Proxy, at: A
     bucket = at(f"http://127.0.0.1:{proxy.port}")
     with pytest.raises(Canceled):
         bucket.store(watched(tmp_path, soon, size=1 << 30), "canceled", terms(cancel))
-    assert elapsed(canceled_at[0]) < 0.6
+    assert elapsed(canceled_at[0]) < 2  # seconds that it waits for an answer
     proxy.heal()
     wait_until(lambda: server.unfinished() == [], "the parts to go")
     assert "out/queue/p/canceled" not in server.objects()
