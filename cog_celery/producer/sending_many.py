@@ -371,9 +371,8 @@ class _Many:
         if not self._plan.lines.over:
             self._stop("nothing more is sent")
         if self._flying:
-            self._watcher.notice(
-                f"canceling {len(self._flying)} predictions; once more to leave without waiting for the end"
-            )
+            count = "1 prediction" if len(self._flying) == 1 else f"{len(self._flying)} predictions"
+            self._watcher.notice(f"canceling {count}; once more to leave without waiting for the end")
         with self._client.pipeline(transaction=False) as pipeline:
             for flight in self._flying.values():
                 sending.set_cancel_key(pipeline, flight.request.sent.cancel_key)

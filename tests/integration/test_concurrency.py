@@ -217,7 +217,7 @@ def test_each_has_a_time_of_its_own(pair: Fleet) -> None:
 
 def test_sigterm_lets_all_that_run_end(fleet: FleetFactory) -> None:
     two = started(fleet("concurrent", start=False, env={"COG_MAX_CONCURRENCY": "2"}), 2)
-    requests = [send(two, "sleeps", text, seconds=0.7) for text in ("a", "b", "c")]
+    requests = [send(two, "sleeps", text, seconds=3) for text in ("a", "b", "c")]
     for request in requests[:2]:
         two.producer.wait_for(request, lambda response: True)
     [worker] = two.workers

@@ -30,7 +30,7 @@ def runs(fleet: Fleet) -> int:
 
 def test_an_id_that_is_sent_again_in_flight_is_not_run_again_and_both_producers_get_the_answer(strict: Fleet) -> None:
     before = runs(strict)
-    first = strict.producer.send({"mode": "yields", "text": "a", "seconds": 0.2}, id="twice")
+    first = strict.producer.send({"mode": "yields", "text": "a", "seconds": 1}, id="twice")
     strict.producer.wait_for(first, lambda response: True)
     second = strict.producer.send({"mode": "hello"}, id="twice")
     assert strict.producer.wait_for(second, lambda response: response["output"] == ["a 0", "a 1"])
@@ -52,7 +52,7 @@ def test_requests_without_an_id_are_all_run(strict: Fleet) -> None:
 
 
 def test_a_request_that_waited_too_long_is_refused_and_not_run(strict: Fleet) -> None:
-    long = [strict.producer.send({"mode": "sleeps", "seconds": 1.3}) for _ in range(2)]
+    long = [strict.producer.send({"mode": "sleeps", "seconds": 3}) for _ in range(2)]
     for request in long:
         strict.producer.wait_for(request, lambda response: True)
     response = strict.producer.predict({"mode": "hello"})

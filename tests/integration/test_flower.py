@@ -423,7 +423,8 @@ def test_workers_stay_online_through_setups_and_predictions(stage: Stage) -> Non
     assert min(map(len, seen.values())) > 20, seen
     # A machine that is very busy may be late with one.
     assert all(online.count(False) <= len(online) / 10 for online in seen.values()), seen
-    assert stage.flower.online() == {WORKER: True, "upscaler@gpu-2": True}
+    both = {WORKER: True, "upscaler@gpu-2": True}
+    wait_until(lambda: stage.flower.online() == both, "both to be online", 15, interval=0.1)
 
 
 def test_a_worker_that_was_killed_leaves_no_row_behind_and_comes_back_under_its_name(stage: Stage) -> None:

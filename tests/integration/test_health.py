@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +201,13 @@ def test_health_through_the_life_of_a_worker(fleet: FleetFactory, tmp_path: Path
     assert status == 1 and "no heartbeat" in said
     worker = one.start_worker()
     wait_until((tmp_path / "alive").exists, "the heartbeat")
+    [runner] = wait_until(one.runners, "the runner")
+    os.kill(runner.pid, signal.SIGSTOP)
     status, said = health(one)
     assert status == 0 and said.endswith("is starting\n"), "a setup() takes its time"
     status, said = health(one, "--ready", "--role", "worker")
     assert status == 1 and "still starting" in said
+    os.kill(runner.pid, signal.SIGCONT)
     wait_until(lambda: health(one, "--ready")[0] == 0, "the worker to be ready", interval=0.2)
     since = time.monotonic()
     status, said = health(one, "--output", "json")
@@ -320,10 +323,12 @@ def test_a_worker_that_no_ticket_reaches_is_unhealthy_until_one_does(
         one.wait_ready()
         [credit] = one.client.lrange(f"cog-celery:{one.queue}:credits", 0, -1)
         with thief(own_server, f"cog-celery:broker:cog-celery.{str(credit).rpartition('.')[0]}"):
-            request = one.producer.send({"mode": "hello"})
-            with suppress(AssertionError):  # the worker may have waited longer than the thief, once
-                one.producer.wait(request, timeout=0.3)
+            for _ in range(5):  # the worker may have waited longer than the thief, once
                 request = one.producer.send({"mode": "hello"})
+                try:
+                    one.producer.wait(request, timeout=2)
+                except AssertionError:
+                    break  # the thief has it
             wait_until(lambda: "does not consume" in worker.text(), "it to be found out", timeout=20)
             wait_until(lambda: health(one, "--role", "worker")[0] == 1, "the probe to fail", interval=0.2)
             assert "does not consume" in health(one, "--role", "worker")[1]

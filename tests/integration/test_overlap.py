@@ -152,9 +152,9 @@ def test_what_is_behind_is_canceled_at_once(overlapping: Fleet, store: Store) ->
     store.hold("a")
     [first] = files(overlapping, "a")
     store.waits("a")
-    running = overlapping.producer.send({"mode": "sleeps", "seconds": 1.5})
+    running = overlapping.producer.send({"mode": "sleeps", "seconds": 4})
     overlapping.producer.cancel(first)
-    assert bare(overlapping.producer.wait(first, timeout=1.5)) == canceled()
+    assert bare(overlapping.producer.wait(first, timeout=3)) == canceled()
     assert overlapping.producer.wait(running)["status"] == "succeeded"
 
 
@@ -162,10 +162,10 @@ def test_what_is_behind_is_revoked_by_its_id(overlapping: Fleet, store: Store) -
     store.hold("a")
     [first] = files(overlapping, "a")
     store.waits("a")
-    running = overlapping.producer.send({"mode": "sleeps", "seconds": 1})
+    running = overlapping.producer.send({"mode": "sleeps", "seconds": 4})
     with client_app(overlapping.server.url) as app:
         app.control.revoke(first.id)
-    assert bare(overlapping.producer.wait(first, timeout=0.9)) == canceled()
+    assert bare(overlapping.producer.wait(first, timeout=3)) == canceled()
     assert overlapping.producer.wait(running)["status"] == "succeeded"
 
 

@@ -29,7 +29,7 @@ def test_nothing_is_read_before_setup_is_done_and_then_one_entry_for_each_slot(
     fleet: FleetFactory, monitor: Monitor
 ) -> None:
     slow = fleet("slow_setup", start=False)
-    requests = [slow.producer.send({"seconds": 0.5}) for _ in range(3)]
+    requests = [slow.producer.send({"seconds": 2}) for _ in range(3)]
     if slow.shape == "peer":
         slow.start_peer()
     else:
@@ -46,7 +46,7 @@ def test_nothing_is_read_before_setup_is_done_and_then_one_entry_for_each_slot(
     slow.producer.wait_for(requests[0], lambda response: True)
     assert slow.pending() == 1
     assert slow.depth() == 3
-    assert [slow.producer.wait(request)["output"] for request in requests] == ["slept 0.5"] * 3
+    assert [slow.producer.wait(request)["output"] for request in requests] == ["slept 2"] * 3
     slow.wait_idle()
 
 
@@ -60,7 +60,7 @@ def test_one_slot_starts_requests_in_the_order_of_xadd(modes: Fleet, monitor: Mo
 
 
 def test_xlen_is_what_waits_and_what_runs(modes: Fleet) -> None:
-    running = modes.producer.send({"mode": "sleeps", "seconds": 0.5})
+    running = modes.producer.send({"mode": "sleeps", "seconds": 2})
     modes.producer.wait_for(running, lambda response: True)
     waiting = [modes.producer.send({"mode": "hello"}) for _ in range(4)]
     assert modes.depth() == 5
@@ -96,7 +96,7 @@ def test_no_moment_exists_between_the_terminal_set_and_the_ack(modes: Fleet, mon
 
 
 def test_an_entry_deleted_before_its_start_is_skipped(modes: Fleet, monitor: Monitor) -> None:
-    running = modes.producer.send({"mode": "sleeps", "seconds": 0.4})
+    running = modes.producer.send({"mode": "sleeps", "seconds": 2})
     modes.producer.wait_for(running, lambda response: True)
     deleted = modes.producer.send({"mode": "hello"})
     after = modes.producer.send({"mode": "hello"})

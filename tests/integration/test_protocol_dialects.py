@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
+from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.ours
 
@@ -93,6 +94,7 @@ def test_a_process_with_another_dialect_stops_and_says_so(dialect: Fleet) -> Non
 def test_a_process_that_was_told_none_speaks_the_queues_own(fleet: FleetFactory) -> None:
     told = fleet("modes", start=False)
     told.start_bridge(dialect="cog-0.6")
+    wait_until(lambda: told.client.exists(f"cog-celery:{told.queue}:settings"), "the settings")
     told.start_worker()
     told.wait_ready(1)
     request = told.producer.send({"mode": "hello"})

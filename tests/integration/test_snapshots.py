@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import pytest
@@ -61,15 +61,24 @@ def test_a_model_is_an_object_and_its_files_are_urls(producer: Producer, monitor
     assert sequence == [processing(), succeeded({"text": "content", "file": data_uri("content")})]
 
 
+def assert_at_once(producer: Producer, monitor: Monitor, input: dict[str, Any], expected: list[dict[str, Any]]) -> None:
+    """What comes without a pause. On a busy machine there may be one, and then a snapshot more: not five times."""
+    sequences = (producer.sequence(monitor, input) for _ in range(5))
+    seen = list(takewhile(lambda sequence: sequence != expected, sequences))
+    assert len(seen) < 5, seen
+
+
 @pytest.mark.ours
 def test_yields_without_a_pause_share_one_set(producer: Producer, monitor: Monitor) -> None:
-    sequence = producer.sequence(monitor, {"mode": "yields", "text": "y", "count": 3})
     everything = ["y 0", "y 1", "y 2"]
-    assert sequence == [processing(), processing(everything), succeeded(everything)]
+    assert_at_once(
+        *(producer, monitor, {"mode": "yields", "text": "y", "count": 3}),
+        [processing(), processing(everything), succeeded(everything)],
+    )
 
 
 def test_yields_with_pauses_get_a_set_each(producer: Producer, monitor: Monitor) -> None:
-    sequence = producer.sequence(monitor, {"mode": "yields", "text": "y", "count": 3, "seconds": 0.15})
+    sequence = producer.sequence(monitor, {"mode": "yields", "text": "y", "count": 3, "seconds": 0.4})
     assert sequence == [
         processing(),
         processing(["y 0"]),
@@ -90,7 +99,7 @@ def test_falsy_yields_are_outputs(producer: Producer) -> None:
 
 @pytest.mark.ours
 def test_yielded_files_appear_as_they_are_yielded(producer: Producer, monitor: Monitor) -> None:
-    sequence = producer.sequence(monitor, {"mode": "yields_files", "text": "f", "count": 3, "seconds": 0.15})
+    sequence = producer.sequence(monitor, {"mode": "yields_files", "text": "f", "count": 3, "seconds": 0.4})
     urls = [data_uri(f"f {i}") for i in range(3)]
     assert sequence == [
         processing(),
@@ -126,7 +135,7 @@ def test_an_exception_without_a_text_is_named_by_its_repr(producer: Producer) ->
 
 
 def test_a_failure_after_output_keeps_the_output(producer: Producer, monitor: Monitor) -> None:
-    sequence = producer.sequence(monitor, {"mode": "fails_after_output", "text": "no luck", "seconds": 0.15})
+    sequence = producer.sequence(monitor, {"mode": "fails_after_output", "text": "no luck", "seconds": 0.4})
     start, partial, logged, end = sequence
     assert start == processing()
     assert partial == processing(["partial"])
@@ -187,7 +196,7 @@ def test_numbers_and_booleans_may_be_strings_as_forms_send_them(producer: Produc
 
 
 def test_each_burst_of_logs_gets_a_set(producer: Producer, monitor: Monitor) -> None:
-    sequence = producer.sequence(monitor, {"mode": "prints", "text": "line", "count": 2, "seconds": 0.15})
+    sequence = producer.sequence(monitor, {"mode": "prints", "text": "line", "count": 2, "seconds": 0.4})
     assert sequence == [
         processing(),
         processing(logs=["line 0"]),
@@ -199,15 +208,19 @@ def test_each_burst_of_logs_gets_a_set(producer: Producer, monitor: Monitor) -> 
 @pytest.mark.ours
 def test_logs_back_to_back_share_one_set(producer: Producer, monitor: Monitor) -> None:
     lines = [f"line {i}" for i in range(20)]
-    sequence = producer.sequence(monitor, {"mode": "prints", "text": "line", "count": 20})
-    assert sequence == [processing(), processing(logs=lines), succeeded("printed", lines)]
+    assert_at_once(
+        *(producer, monitor, {"mode": "prints", "text": "line", "count": 20}),
+        [processing(), processing(logs=lines), succeeded("printed", lines)],
+    )
 
 
 @pytest.mark.ours
 def test_logs_and_output_back_to_back_share_one_set(producer: Producer, monitor: Monitor) -> None:
-    sequence = producer.sequence(monitor, {"mode": "prints_and_yields", "text": "x", "count": 3})
     everything = ["x 0", "x 1", "x 2"]
-    assert sequence == [processing(), processing(everything, everything), succeeded(everything, everything)]
+    assert_at_once(
+        *(producer, monitor, {"mode": "prints_and_yields", "text": "x", "count": 3}),
+        [processing(), processing(everything, everything), succeeded(everything, everything)],
+    )
 
 
 def test_logs_of_c_code_are_logs(producer: Producer) -> None:
@@ -266,7 +279,7 @@ def test_standard_output_and_error_do_not_break_into_each_others_lines(producer:
 
 @pytest.mark.ours
 def test_progress_is_shown_while_it_goes(producer: Producer, monitor: Monitor) -> None:
-    text = writes((b"10%\r", 0.15, 1), (b"20%\r", 0.15, 1), (b"done\n", 0, 1))
+    text = writes((b"10%\r", 0.4, 1), (b"20%\r", 0.4, 1), (b"done\n", 0, 1))
     sequence = producer.sequence(monitor, {"mode": "writes", "text": text})
     assert statuses(sequence)[-1] == "succeeded"
     assert sequence[0]["logs"] == []

@@ -59,7 +59,7 @@ def test_a_file_is_uploaded_before_its_url_appears(
 
 
 def test_yielded_files_are_uploaded_in_order(uploading: Fleet, monitor: Monitor, store: list[HTTPRequest]) -> None:
-    sequence = uploading.producer.sequence(monitor, {"mode": "yields_files", "text": "f", "count": 3, "seconds": 0.15})
+    sequence = uploading.producer.sequence(monitor, {"mode": "yields_files", "text": "f", "count": 3, "seconds": 0.4})
     urls = [f"http://files.example/file{i}.txt" for i in range(3)]
     assert sequence == [processing(), processing(urls[:1]), processing(urls[:2]), processing(urls), succeeded(urls)]
     assert len(store) == 3

@@ -101,12 +101,17 @@ def test_queue_and_worker_are_shown_as_they_are(working: Fleet, busy: list[Reque
         queue = told(status("--queue", working.queue))
         return {one["id"] for process in queue["processes"] for slot in process["slots"] for one in slot["running"]}
 
+    def in_time() -> dict[str, Any]:
+        queue = told(status("--queue", working.queue))
+        states = {process["state"] for process in queue["processes"]}
+        return queue if states == {"ready"} and queue["troubles"] == [] else {}
+
     wait_until(lambda: ids() == running, "a heartbeat to tell what runs")
-    queue = told(status("--queue", working.queue))
+    queue = wait_until(in_time, "all heartbeats to be in time")
     assert (queue["length"], queue["waiting"], queue["running"], queue["dead"]) == (3, 1, 2, 0)
-    assert 0 < queue["oldest"] < 20 and queue["troubles"] == [] and queue["slots"] == {"busy": 2}
+    assert 0 < queue["oldest"] < 20 and queue["slots"] == {"busy": 2}
     bridge, worker = queue["processes"]
-    assert (bridge["role"], bridge["state"], worker["state"]) == ("bridge", "ready", "ready")
+    assert (bridge["role"], worker["role"]) == ("bridge", "worker")
     assert worker["model"] == "modes" and re.fullmatch("[0-9a-f]{12}", worker["model_version"])
     assert worker["age"] < 1 and worker["version"] == bridge["version"]
     assert all(0 < one["seconds"] < 20 and one["attempt"] == 1 for slot in worker["slots"] for one in slot["running"])

@@ -314,12 +314,12 @@ def test_extend_tells_held_lost_and_deleted_apart_and_begins_the_lease_anew(link
     second = claim(link, queue, delivery, slot=SECOND)
     assert second is not None
     link.call("XDEL", queue.name, second.entry)
-    time.sleep(0.05)  # for idle time to be there: the server's clock cannot be awaited otherwise
+    time.sleep(0.5)  # for idle time to be there: the server's clock cannot be awaited otherwise
     nowhere = Entry(queue.name, "1-1")
     held = [Held(first.at, SLOT, 1), Held(second.at, SECOND, 1), Held(first.at, OTHER, 1), Held(nowhere, SLOT, 1)]
     assert queue.extend(link, held) == ["held", "deleted", "lost", "lost"]
     idle = {line.at.id: line.idle for line in queue.overdue(link, queue.name, 0)}
-    assert idle[first.entry] < 50 <= idle[second.entry]
+    assert idle[first.entry] < 500 <= idle[second.entry]
     # Still pending, so that its last snapshot is fenced.
     assert queue.commit(link, second, SECOND, f"{queue.name}-r", b"canceled")[0] == "done"
 

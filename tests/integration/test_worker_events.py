@@ -104,13 +104,13 @@ def test_a_row_tells_the_time_of_its_prediction(modes: Fleet, rows: Rows) -> Non
     modes.producer.wait(request)
     rows.wait(request.id, "task-succeeded")
     [event] = [event for event in rows.tasks() if event["uuid"] == request.id and event["type"] == "task-succeeded"]
-    assert 0.3 <= event["runtime"] < 0.6
+    assert 0.3 <= event["runtime"] < 2
 
 
 def test_a_row_of_a_running_prediction_is_there_before_it_ends(modes: Fleet, rows: Rows) -> None:
     request = modes.producer.send({"mode": "sleeps", "seconds": 30})
     rows.wait(request.id, "task-started")
-    assert bare(modes.producer.get(request) or {})["status"] == "processing"
+    assert modes.producer.wait_for(request, lambda response: True)["status"] == "processing"
     modes.producer.cancel(request)
     modes.producer.wait(request)
 
@@ -163,7 +163,7 @@ def test_revoke_of_a_running_predictions_id_cancels_it(modes: Fleet, app: Celery
 
 
 def test_revoke_of_a_waiting_predictions_id_cancels_it_when_its_turn_comes(modes: Fleet, app: Celery) -> None:
-    first = modes.producer.send({"mode": "sleeps", "seconds": 0.7})
+    first = modes.producer.send({"mode": "sleeps", "seconds": 3})
     modes.producer.wait_for(first, lambda response: True)
     waiting = modes.producer.send({"mode": "prints"})
     app.control.revoke(waiting.id)

@@ -142,12 +142,14 @@ class Predictor(BasePredictor):
 
     def sleeps_then_cleans_up(self, seconds: float, **_: Any) -> Any:
         try:
+            print("began", flush=True)
             time.sleep(seconds)
         finally:
             print("cleaned up")
 
     def yields_then_cleans_up(self, count: int, seconds: float, **_: Any) -> Any:
         try:
+            print("began", flush=True)
             for i in range(count):
                 yield i
                 time.sleep(seconds)
