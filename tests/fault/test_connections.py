@@ -33,7 +33,7 @@ def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
 def patient(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Every connection goes through the proxy. The lease is long: what is lost must be found without reclaiming it."""
     with fleets_on(proxy, tmp_path_factory.mktemp("patient")) as make:
-        yield make("modes", lease=60, turn=0.3)
+        yield make("modes", lease=60, turn=2)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_an_entry_that_was_taken_with_a_commit_whose_reply_was_lost_is_found(
 ) -> None:
     word = uuid.uuid4().hex
     patient.wait_ready(1)  # so that its turn begins now, and is not over at the commit
-    first = patient.producer.send({"mode": "sleeps", "seconds": 0.1})
+    first = patient.producer.send({"mode": "sleeps", "seconds": 1})
     patient.producer.wait_for(first, lambda response: True)
     before = proxy.lost
     proxy.lose_reply(to=scripts.COMMIT.sha.encode(), holding=word.encode())

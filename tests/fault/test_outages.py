@@ -31,10 +31,10 @@ from tests.support.servers import RedisServer
 
 pytestmark = pytest.mark.ours
 
-LEASE = 1.0
+LEASE = 2.0
 LONG = 1.4 * LEASE
 """Seconds that an outage lasts: who has not been heard of for a lease is taken for dead, unless there is an outage."""
-BACK = 2.0
+BACK = 6.0
 """Seconds until a request is answered that is sent when an outage is over."""
 
 
@@ -209,7 +209,7 @@ def test_a_server_that_does_not_tell_which_scripts_it_has_is_sent_all(lasting_se
 
 def test_a_large_command_has_as_long_as_it_takes_while_it_goes_on() -> None:
     """The server takes four times as long as it may take for a reply."""
-    patience, size = 0.25, 48 * PIECE
+    patience, size = 1.0, 48 * PIECE
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         served = pool.submit(_take_slowly, listener, size, 4 * patience)
         with closing(Link(f"redis://127.0.0.1:{listener.getsockname()[1]}/0", "test", patience=patience)) as link:
@@ -278,7 +278,7 @@ def test_what_runs_goes_on_and_what_comes_is_served_soon_after_an_outage(
 ) -> None:
     server = mended
     fleet.wait_ready()
-    requests = [sleep(fleet, LONG + 0.3)]
+    requests = [sleep(fleet, LONG + 1.0)]
     fleet.producer.wait_for(requests[0], lambda response: True)
     lines, used, began = said(fleet), [ticks(child.pid) for child in fleet.children], time.monotonic()
     match outage:
@@ -316,7 +316,7 @@ def test_what_runs_goes_on_and_what_comes_is_served_soon_after_an_outage(
         ran = [event["event"] for event in events if event["request"] == request.id]
         assert ran == ["start", "end"], "it ran twice"
     assert len([event for event in events if event["event"] == "setup"]) == fleet.slots, "a runner was stopped"
-    assert all(one <= 5 * lasted + 3 for one in used), f"{used} hundredths of a second in {lasted:.1f} s"
+    assert all(one <= 10 * lasted + 10 for one in used), f"{used} hundredths of a second in {lasted:.1f} s"
     for child, before, now in zip(fleet.children, lines, said(fleet), strict=True):
         child.check_running()
         # Of Redis, and of the broker that it is, too. The outage before this one may end meanwhile.

@@ -47,8 +47,8 @@ def test_a_prediction_of_a_killed_worker_is_run_by_another(fleet: FleetFactory, 
     two.check_nothing_left(but=two.bridges)
     since = time.monotonic()
     two.start_worker()
-    assert two.producer.wait(request)["output"] == "done"
-    assert time.monotonic() - since < 3 * LEASE + 3
+    assert two.producer.wait(request, timeout=30)["output"] == "done"
+    assert time.monotonic() - since < 3 * LEASE + 20
     assert terminals(monitor, request) == ["succeeded"]
     two.wait_idle()
     assert two.client.xlen(f"{two.queue}-dead") == 0
@@ -119,7 +119,7 @@ def test_a_guardian_that_is_killed_costs_nothing_and_is_replaced_before_it_is_ne
     one.producer.wait_for(request, lambda response: bool(response["logs"]))
     (first,) = guardians(one)
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: guardians(one) and guardians(one) != [first], "another guardian")
+    wait_until(lambda: [pid for pid in guardians(one) if pid != first], "another guardian")
     response = one.producer.get(request)
     assert response is not None and response["status"] == "processing"
     one.workers[0].kill()

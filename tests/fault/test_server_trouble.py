@@ -79,11 +79,11 @@ def test_what_runs_when_its_queue_is_lost_never_reaches_the_next_predictions(
 @pytest.mark.parametrize("credits", ["kept", "lost"])
 def test_a_worker_whose_announcement_was_lost_is_served_from_its_next_heartbeat_on(modes: Fleet, credits: str) -> None:
     modes.wait_ready(1)
-    modes.client.delete(*modes.client.keys(f"cog-celery:{modes.queue}:worker:*"))
-    if credits == "lost":
-        modes.client.delete(f"cog-celery:{modes.queue}:credits")
+    names = modes.client.keys(f"cog-celery:{modes.queue}:worker:*")
+    # At once: between the two it may announce itself, and see that its credits are there.
+    modes.client.delete(*names, *([f"cog-celery:{modes.queue}:credits"] if credits == "lost" else []))
     # A heartbeat is every second, for the lease is three.
-    serves(modes, timeout=3)
+    serves(modes, timeout=10)
 
 
 # A server that is busy
@@ -221,14 +221,14 @@ def test_keys_of_another_type_beside_the_queue_cost_no_answer(fleet: FleetFactor
 
 
 def test_a_snapshot_that_met_a_broken_connection_is_shown_within_a_second(modes: Fleet, monitor: Monitor) -> None:
-    request = modes.producer.send({"mode": "yields", "text": "y", "count": 2, "seconds": 1.5})
+    request = modes.producer.send({"mode": "yields", "text": "y", "count": 2, "seconds": 4})
     modes.producer.wait_for(request, lambda response: bool(response["output"]))
     slots = [one for one in modes.client.client_list() if one["name"].startswith("cog-celery-slot:")]
     [connection] = [one for one in slots if f"w0-{modes.queue}" in one["name"]]
     assert modes.client.client_kill_filter(_id=connection["id"]) == 1
     history = modes.producer.history(monitor, request)
     first, second = (next(one.time for one in history if len(one.value["output"] or []) == n) for n in (1, 2))
-    assert second - first < 1.5 + 1.0
+    assert second - first < 4 + 3, "and not at the end, at 8"
 
 
 # A server that is gone

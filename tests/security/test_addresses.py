@@ -299,13 +299,13 @@ def test_an_exchange_that_moves_may_go_on(web: Web, tmp_path: Path) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (4 * MEBIBYTE))
         for _ in range(8):
             handler.wfile.write(bytes(MEBIBYTE // 2))
-            handler.web.stopping.wait(0.05)
+            handler.web.stopping.wait(0.3)
 
     web.on("/a", steadily)
     start = time.monotonic()
-    [path] = inputs.fetch([web.url + "/a"], tmp_path, client(allowance=0.2))
+    [path] = inputs.fetch([web.url + "/a"], tmp_path, client(allowance=1))
     assert path.stat().st_size == 4 * MEBIBYTE
-    assert elapsed(start) > 0.2
+    assert elapsed(start) > 1
 
 
 def test_all_uploads_of_a_prediction_end_in_time(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

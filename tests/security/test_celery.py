@@ -359,8 +359,9 @@ def test_a_ticket_with_all_that_celery_can_do_only_starts_its_turn(target: Fleet
 
 def test_remote_control_looks_and_refuses_what_would_break_the_worker(target: Fleet) -> None:
     with observer(target) as app, unharmed(target):
-        [node] = app.control.ping(timeout=2, limit=1)[0]
-        inspect = app.control.inspect([node], timeout=2)
+        node = f"{target.queue}@w0-{target.queue}"
+        assert app.control.ping([node], timeout=5) == [{node: {"ok": "pong"}}]
+        inspect = app.control.inspect([node], timeout=5)
         assert inspect.stats()[node]["pool"]["max-concurrency"] == 1
         assert inspect.active_queues()[node][0]["name"] == f"cog-celery.{life(target)}"
         assert inspect.conf()[node]["accept_content"] == ["json"]
