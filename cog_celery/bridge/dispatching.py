@@ -30,9 +30,12 @@ class Dispatcher:
     thread-safe.
     """
 
-    def __init__(self, app: Celery, outage: Outage) -> None:
+    def __init__(self, app: Celery, outage: Outage, same_server: Outage | None = None) -> None:
+        """`same_server`: of the other connections to the broker's server, when it is the queues', too."""
         self._app = app
         self._outage = outage
+        self._same_server = same_server or outage
+        self._silences = self._same_server.silences
         self._lock = threading.Lock()
         self._connection = app.connection_for_write()
         self._producer = self._connection.Producer(auto_declare=False)
@@ -58,24 +61,34 @@ class Dispatcher:
 
     def close(self) -> None:
         """Let go of the connection; one that takes long to say good-bye is left to the end of the process."""
-        leave = threading.Thread(target=self._release, name="leave", daemon=True)
-        leave.start()
-        leave.join(FAREWELL)
+        self._leave().join(FAREWELL)
 
-    def _release(self) -> None:
-        with contextlib.suppress(Exception):  # whatever a transport raises: we are done with it
-            self._connection.release()
+    def _leave(self) -> threading.Thread:
+        leave = threading.Thread(target=_release, args=(self._connection,), name="leave", daemon=True)
+        leave.start()
+        return leave
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
+        if self._silences != self._same_server.silences:
+            self._renew()
         errors = self._connection.connection_errors + self._connection.channel_errors
         try:
             yield
         except (OperationalError, OSError, *errors) as error:
             lost = ServerLost(f"the broker did not answer: {why(error)}")
             self._outage.begin(lost)
-            self.close()
-            self._connection = self._app.connection_for_write()
-            self._producer = self._connection.Producer(auto_declare=False)
+            self._renew()
             raise lost from error
         self._outage.end()
+
+    def _renew(self) -> None:
+        self._leave()
+        self._silences = self._same_server.silences
+        self._connection = self._app.connection_for_write()
+        self._producer = self._connection.Producer(auto_declare=False)
+
+
+def _release(connection: Any) -> None:
+    with contextlib.suppress(Exception):  # whatever a transport raises: we are done with it
+        connection.release()

@@ -66,7 +66,8 @@ class Bridge:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._outage = Outage("Redis")
-        self._dispatcher = Dispatcher(app, Outage("the broker"))
+        same_server = self._outage if settings.broker_is_redis else None
+        self._dispatcher = Dispatcher(app, Outage("the broker"), same_server)
         self._rows = Rows(app)
         self._streams = [self._stream(plan) for plan in plans]
 

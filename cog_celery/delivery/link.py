@@ -52,8 +52,14 @@ class Outage:
     connection is made after one could not be; and, if that was never so, when nothing has failed for QUIET seconds.
     """
 
-    def __init__(self, what: str = "") -> None:
+    def __init__(self, what: str = "", on_silence: Callable[[], None] = lambda: None) -> None:
+        """`on_silence` is called from any thread when a connection that was good so far gives no reply in time: others
+        of its age may only seem to be there, as when a firewall has forgotten them all.
+        """
         self._what = what
+        self._on_silence = on_silence
+        self.silences = 0
+        """How often that was."""
         self._lock = threading.Lock()
         self._unreachable = False
         self._failed_at = 0.0
@@ -70,6 +76,14 @@ class Outage:
                 self.since = self._failed_at
                 if self._what:
                     log.warning("%s; waiting for it", str(error).rstrip("."))
+
+    def silent(self, since: int) -> None:
+        """A connection gave no reply in time that was made when there had been `since` such silences."""
+        with self._lock:
+            known = since != self.silences
+            self.silences += not known
+        if not known:
+            self._on_silence()
 
     def served(self, *, connected: bool = False) -> None:
         """A command was carried out, or a new connection made."""
@@ -131,6 +145,7 @@ class Link:
         self._outage = outage or Outage()
         self._connected = False
         self._owed = 0
+        self._silences = 0
         self.client_id = 0
 
     def call(self, *command: Any, wait: float = 0.0) -> Any:
@@ -152,7 +167,8 @@ class Link:
 
     def post(self, *command: Any) -> None:
         """Send a command; its reply is to be taken by reply(), before anything else is asked."""
-        if not self._connected:
+        # Rather than wait for a reply on a connection as old as one that has just been waited for in vain.
+        if not self._connected or (self._silences != self._outage.silences and not self._owed):
             self._connect()
         packed = pack_command(command)
         self._owed += 1
@@ -199,6 +215,7 @@ class Link:
 
     def _connect(self) -> None:
         self.close()
+        silences = self._outage.silences
         try:
             self._connection.connect()
             self._send(("ROLE",), ("CLIENT", "SETNAME", self._name), ("CLIENT", "ID"), _KNOWN)
@@ -229,6 +246,7 @@ class Link:
             )
         self.client_id = int(replies[1])
         self._connected = True
+        self._silences = silences
         if self._outage.since is not None:
             self._outage.served(connected=True)
 
@@ -247,6 +265,8 @@ class Link:
         lost = ServerLost(f"Redis is out of reach: {why(error)}")
         if connecting or isinstance(error, redis.TimeoutError):
             self._outage.begin(lost, unreachable=connecting)
+            if not connecting:
+                self._outage.silent(self._silences)
         else:
             log.debug("a connection to Redis broke, another is made: %s", error)
         return lost

@@ -5,7 +5,9 @@ It must not know what a ticket starts. All of it runs in the thread of Celery's 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -119,6 +121,15 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                     channel._in_poll = None
                 if hasattr(channel, "auto_delete_queues"):
                     channel.auto_delete_queues.clear()
+
+    def doubt(self) -> None:
+        """Another connection to this server, as old as ours, got no reply in time: have those who wait on ours make new
+        ones. By itself the event loop would wait for each of them, one after another. May be called from any thread.
+        """
+        for connection in self._connections():
+            for sock in _sockets(connection.transport):
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def looped(self) -> None:
         """The event loop has come around."""
@@ -283,6 +294,18 @@ class _AnyFrequency:
     """Instead of Celery's limit on restarts, which reports and sleeps: pauses are taken in connect()."""
 
     def step(self) -> None: ...
+
+
+def _sockets(transport: Any) -> list[socket.socket]:
+    """Those of a transport to Redis that are open: of what waits for messages, and of what publishes."""
+    found: list[Any] = []
+    for channel in list(getattr(transport, "channels", None) or ()):
+        made = vars(channel)  # what was not used yet has no connection, and would get one
+        used = [getattr(made.get(name), "connection", None) for name in ("client", "subclient")]
+        for kind in ("_in_use_connections", "_available_connections"):
+            used += list(getattr(made.get("_pool"), kind, ()))
+        found += [getattr(one, "_sock", None) for one in used]
+    return [sock for sock in found if sock is not None]
 
 
 def _guard(transport: Any, refuse: Callable[[str], None]) -> None:

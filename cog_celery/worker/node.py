@@ -102,10 +102,11 @@ class Node:
         self.slots_wanted = len(self._shares) * self._most_at_once
         """As many as there can be; how many a model predicts at once is known when it is loaded."""
         self._well = True
-        self._outage = Outage("Redis")
+        self._outage = Outage("Redis", self._doubt_broker)
         self._broker_outage = Outage("the broker")
         self._heartbeat = Heartbeat(settings.heartbeat_file, "worker", settings.queues, settings.name, self.life)
         self._broker_lost_at: float | None = None
+        self._worker: Any = None
         self.probe = Probe(app, self.life, lambda: bool(self._worker.consumer.connected))
         self._keeper: Keeper | None = None
         self._link = Link(settings.redis_url, f"cog-celery-worker:{self.life}", self._outage)
@@ -187,6 +188,11 @@ class Node:
         """It has had one for a while."""
         self._broker_lost_at = None
         self._broker_outage.end()
+
+    def _doubt_broker(self) -> None:
+        consumer = getattr(self._worker, "consumer", None)
+        if self.settings.broker_is_redis and consumer is not None:
+            consumer.doubt()
 
     @property
     def begun(self) -> int:

@@ -6,12 +6,14 @@ import random
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from cog_celery.delivery import scripts
+from cog_celery.delivery.link import REPLY_TIMEOUT
 from tests.conftest import fleets_on, recording
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.ours
 def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
     proxy = Proxy(redis_server)
     yield proxy
-    proxy.stop()
+    proxy.close()
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,22 @@ def test_an_entry_that_was_taken_with_a_commit_whose_reply_was_lost_is_found(
     second = patient.producer.send({"mode": "hello"}, version=word)
     each_run_once(patient, monitor, [first, second])
     assert proxy.lost == before + 1
+
+
+def test_connections_that_are_all_forgotten_cost_one_wait_for_a_reply(
+    redis_server: RedisServer, monitor: Monitor, tmp_path: Path
+) -> None:
+    """As when a firewall on the way was restarted: nothing passes on them any more, and nobody is told."""
+    with closing(Proxy(redis_server)) as proxy, fleets_on(proxy, tmp_path) as make:
+        one = make("modes", slots=2, lease=1, turn=0.3, max_attempts=20)
+        one.producer.predict({"mode": "hello"})
+        one.wait_ready()
+        proxy.forget()
+        began = time.monotonic()
+        requests = [one.producer.send({"mode": "hello"}) for _ in range(4)]
+        each_answered_once(one, monitor, requests)
+        # Bridge and worker wait at the same time, and once: any more would come after it.
+        assert time.monotonic() - began < REPLY_TIMEOUT + 4
 
 
 def test_a_ticket_that_was_sent_twice_runs_once(patient: Fleet, proxy: Proxy, monitor: Monitor) -> None:

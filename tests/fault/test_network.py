@@ -170,8 +170,8 @@ class Scene:
         # The journal is that of all scenes.
         return verdict, {entry for entry, mark in self.marks.items() if mark in verdict.run_twice}
 
-    def all_serve(self) -> None:
-        """Under load: every slot of both workers begins a prediction from now on."""
+    def all_serve(self, limit: float = BACK) -> None:
+        """Under load: every slot of both workers begins a prediction from now on, within `limit` seconds."""
         since = time.time()
         runners = self.runners("one") | self.runners("two")
         assert len(runners) == SLOTS * len(WORKERS)
@@ -179,7 +179,7 @@ class Scene:
         def idle() -> set[int]:
             return runners - {line.runner for line in self.lines() if line.event == "start" and line.at > since}
 
-        wait_until(lambda: not idle(), "each slot to run one", BACK)
+        wait_until(lambda: not idle(), "each slot to run one", limit)
         self.note("all serve again")
 
 
@@ -296,7 +296,7 @@ def test_connections_that_a_firewall_has_forgotten_are_given_up_in_time(site: Si
     scene.note(f"{len(ports)} connections are forgotten")
     scene.network.forget(ports)
     with scene.load(rate=5):
-        scene.all_serve()
+        scene.all_serve(REPLY_TIMEOUT + 7)
         wait_until(lambda: _answers_of(site) == len(WORKERS), "both to answer to remote control", 2 * BACK)
         scene.note("remote control works again")
     scene.judge()

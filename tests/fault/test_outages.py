@@ -261,7 +261,7 @@ def journal(fleet: Fleet) -> list[dict[str, Any]]:
 def proxy(lasting_server: RedisServer) -> Iterator[Proxy]:
     proxy = Proxy(lasting_server)
     yield proxy
-    proxy.stop()
+    proxy.close()
 
 
 @pytest.fixture(scope="module")

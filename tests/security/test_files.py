@@ -391,7 +391,7 @@ def test_an_upload_waits_for_a_server_that_is_out_of_reach_and_ends_with_the_pre
         attempt = Attempt(link, queue, uploads, tmp_path)
         proxy.cut()
         assert attempt.upload() == uploads.url + "/0"  # over a new connection
-        proxy.stop()
+        proxy.close()
         timer = threading.Timer(0.3, attempt.cancel.set)
         timer.start()
         start = time.monotonic()
@@ -401,6 +401,6 @@ def test_an_upload_waits_for_a_server_that_is_out_of_reach_and_ends_with_the_pre
         timer.join()
     finally:
         link.close()
-        proxy.stop()
+        proxy.close()
     assert attempt.told.reasons == []
     assert uploads.targets() == ["PUT /0"]

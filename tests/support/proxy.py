@@ -28,6 +28,8 @@ class _Pair:
         """What the client sent last."""
         self.robbed = False
         """Whether something of it was swallowed: it makes no sense any more."""
+        self.forgotten = False
+        """Whether all that comes on it is swallowed."""
 
     def close(self) -> None:
         for sock in (self.client, self.server):
@@ -100,6 +102,14 @@ class Proxy:
         with self._lock:
             self._replies_pass.clear()
 
+    def forget(self) -> None:
+        """From now on nothing passes on connections that are open now, for good, and nobody is told: as with a firewall
+        that was restarted.
+        """
+        with self._lock:
+            for pair in self._pairs:
+                pair.forgotten = True
+
     def heal(self) -> None:
         """Let all pass as before. What was swallowed stays lost: connections that miss something are reset."""
         with self._lock:
@@ -111,7 +121,7 @@ class Proxy:
             self._requests_pass.set()
             self._replies_pass.set()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -142,7 +152,7 @@ class Proxy:
             while data := pair.client.recv(CHUNK):
                 with self._lock:
                     pair.request = data
-                    swallowed = not self._requests_pass.is_set()
+                    swallowed = pair.forgotten or not self._requests_pass.is_set()
                     pair.robbed |= swallowed
                 if not swallowed:
                     pair.server.sendall(data)
@@ -158,7 +168,7 @@ class Proxy:
                         self._losing = None
                         self.lost += 1
                         break
-                    swallowed = not self._replies_pass.is_set()
+                    swallowed = pair.forgotten or not self._replies_pass.is_set()
                     pair.robbed |= swallowed
                 if not swallowed:
                     pair.client.sendall(data)

@@ -402,7 +402,7 @@ def test_all_ends_when_the_time_is_over(at: At, tmp_path: Path) -> None:
 def proxy(server: S3Server) -> Iterator[Proxy]:
     proxy = Proxy(cast(Server, server))
     yield proxy
-    proxy.stop()
+    proxy.close()
 
 
 @pytest.mark.parametrize("hangs", [False, True])
