@@ -107,7 +107,7 @@ def day(trial: Trial) -> None:
 
     def through(server: RedisServer) -> Proxy:
         proxies.append(Proxy(server))
-        stack.callback(proxies[-1].stop)
+        stack.callback(proxies[-1].close)
         return proxies[-1]
 
     with (

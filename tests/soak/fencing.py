@@ -45,7 +45,7 @@ def cut_off(trial: Trial) -> None:
             workers = []
             for n in range(min(AT_ONCE, times)):
                 proxies.append(Proxy(scene.server))
-                stack.callback(proxies[-1].stop)
+                stack.callback(proxies[-1].close)
                 workers.append(scene.start_worker(f"cut{n}", env={"REDIS_URL": proxies[-1].url}))
             _silence(scene, row, workers, times, lease, black_hole)
             proxies.clear()
