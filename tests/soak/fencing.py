@@ -93,6 +93,18 @@ def _signal(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
+def _all_get_tickets(scene: Scene, workers: Sequence[Worker], slots: int) -> None:
+    """A slot may be idle, and say so, a second before Celery's consumer has a connection again."""
+    silent = set(workers)
+    until = time.monotonic() + 30
+    while silent:
+        assert time.monotonic() < until, f"no tickets reach {[one.life for one in silent]}"
+        sent = [scene.send({"action": "SLEEP", "seconds": 0.2}) for _ in range(slots)]
+        while not all(scene.fleet.producer.get(one.request) for one in sent):
+            silent -= {one for one in silent if scene.owned(one.life)}
+        scene.settle(sent, 30)
+
+
 def _silence(scene: Scene, row: Row, workers: Sequence[Worker], times: int, lease: float, silence: Silence) -> None:
     """In rounds: every worker is at work when it falls silent, and idle again before the next round."""
     scene.start_worker("elsewhere", slots=len(workers))
@@ -106,6 +118,8 @@ def _silence(scene: Scene, row: Row, workers: Sequence[Worker], times: int, leas
         scene.progress(row.of, times)
         victims = workers[: times - row.of]
         wait_until(idle, "all slots to be idle", 5 * lease + 30)
+        if row.of:
+            _all_get_tickets(scene, workers, slots)
         # As many as there are slots. All that run elsewhere have ended when a lease is over.
         sent = [scene.send({"action": "SLEEP", "seconds": lease * scene.rng.uniform(0.3, 0.95)}) for _ in range(slots)]
         wait_until(lambda: all(scene.owned(one.life) for one in victims), "the workers to be at work")  # noqa: B023
