@@ -5,11 +5,14 @@ It must not know what is in a request. A producer that may not read these keys k
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
 import redis
 from redis.exceptions import NoPermissionError
 
+from cog_celery.delivery.presence import Noted
 from cog_celery.delivery.status import order_of
 from cog_celery.delivery.stream import HIGH, Queue
 from cog_celery.errors import UsageError
@@ -40,12 +43,41 @@ def moved(client: redis.Redis, stream: str, entry: str) -> tuple[str, str] | Non
         return None
     notes: Any = client.xrevrange(Queue(queue).recent, count=MOST_NOTES)
     for _, fields in notes:
-        if fields.get(b"what") == b"moved" and fields.get(b"entry") == entry.encode():
-            target, _, moved_entry = fields.get(b"owner", b"").decode(errors="replace").rpartition("/")
-            if target.endswith(HIGH) == stream.endswith(HIGH):  # the other stream may have an entry of the same id
-                return target, moved_entry
+        if (move := _move(fields)) is not None and move[0] == (f"{entry}{HIGH}" if stream.endswith(HIGH) else entry):
+            return move[1:]
     forgotten = len(notes) >= MOST_NOTES and order_of(bytes(notes[-1][0]).decode()) > order_of(entry)
     return (stream, entry) if forgotten else None
+
+
+def went(client: redis.Redis, queue: str, prediction: str) -> tuple[str, str] | None:
+    """The stream and the entry that the newest request with this id, or of this entry, went to from `queue`; None when
+    it went nowhere, as far as this producer may know. Raises redis.RedisError.
+    """
+    if not _setting(client, queue, "front"):
+        return None
+    notes: Any = client.xrevrange(Queue(queue).recent, count=MOST_NOTES)
+    for _, fields in notes:
+        if (move := _move(fields)) is not None:
+            name = move[0]
+            if prediction in (name, name.removesuffix(HIGH), _noted_id(fields.get(b"about", b""))):
+                return move[1:]
+    return None
+
+
+def _move(fields: Mapping[bytes, bytes]) -> tuple[str, str, str] | None:
+    """Of a note that a request was moved: its name, as entries of both streams are told apart, and where it is now."""
+    if fields.get(b"what") != b"moved":
+        return None
+    target, _, entry = fields.get(b"owner", b"").decode(errors="replace").rpartition("/")
+    was = fields.get(b"entry", b"").decode(errors="replace")
+    return f"{was}{HIGH}" if target.endswith(HIGH) else was, target, entry
+
+
+def _noted_id(about: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(about, type=Noted).id
+    except msgspec.DecodeError:
+        return None
 
 
 def _setting(client: redis.Redis, queue: str, name: str) -> bool | None:

@@ -305,10 +305,21 @@ def set_cancel_key(client: redis.Redis, key: str) -> None:
 
 
 def cancel(client: redis.Redis, queue: str, prediction: str) -> None:
-    """Cancel a request that waits or runs, by its id or by its entry's id.
+    """Cancel a request that waits or runs, by its id or by its entry's id, also if it went to the queue of its version.
 
     Raises ServerError when the queue has no such request, or when it names no cancel_key.
     """
+    if _cancel_in(client, queue, prediction):
+        return
+    target = places.went(client, queue, prediction)
+    if target is None:
+        raise ServerError(f"{queue} has no request {prediction}: it has ended, or was sent to another queue or Redis")
+    stream, entry = target
+    if not _cancel_in(client, stream.removesuffix(HIGH), f"{entry}{HIGH}" if stream.endswith(HIGH) else entry):
+        raise ServerError(f"{prediction} went from {queue} to {stream}, as {entry}, and has ended there")
+
+
+def _cancel_in(client: redis.Redis, queue: str, prediction: str) -> bool:
     for stream in places.streams(client, queue):
         for entry, request in _requests(client, stream, prediction):
             name = f"{entry}{HIGH}" if stream != queue else entry  # as logs and Flower have it
@@ -321,8 +332,8 @@ def cancel(client: redis.Redis, queue: str, prediction: str) -> None:
                     f"Only deleting it ends it: XDEL {stream} {entry}"
                 )
             set_cancel_key(client, key)
-            return
-    raise ServerError(f"{queue} has no request {prediction}: it has ended, or was sent to another queue or Redis")
+            return True
+    return False
 
 
 def _requests(client: redis.Redis, queue: str, prediction: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -208,6 +208,24 @@ def test_a_file_of_requests_may_name_versions_line_by_line(two: TwoVersions, tmp
     assert [answer["output"] for answer in answers] == ["hello world", "b"]
 
 
+@pytest.mark.parametrize("by", ["id", "entry"])
+@pytest.mark.parametrize("lane", [False, True])
+def test_a_request_that_was_moved_is_canceled_by_its_name_in_the_front_queue(
+    two: TwoVersions, by: str, lane: bool
+) -> None:
+    producer = Producer(two.client, f"{two.front}.high") if lane else two.producer
+    request = producer.send({"mode": "sleeps", "seconds": 60}, version="v1")
+    producer.wait_for(request, lambda response: True)
+    name = f"{request.entry}.high" if lane and by == "entry" else getattr(request, by)
+    done = two.run("cancel", name, "--queue", two.front)
+    assert done.returncode == 0, done.stderr
+    assert producer.wait(request)["status"] == "canceled"
+    done = two.run("cancel", name, "--queue", two.front)
+    lane_name = f"{two.v1}.high" if lane else two.v1
+    assert done.returncode == 1 and f"went from {two.front} to {lane_name}, as " in done.stderr, done.stderr
+    assert "has ended there" in done.stderr
+
+
 def test_status_shows_fronts_and_lanes_without_false_alarms_and_finds_what_was_moved(two: TwoVersions) -> None:
     request = two.producer.send({"mode": "hello"}, version="v1")
     two.producer.wait(request)
