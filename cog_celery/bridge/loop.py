@@ -174,6 +174,11 @@ class StreamBridge:
             *(settings.priority, self.front),
         )
         self.queue.create_group(self._link)  # its lane, if nothing else
+        if left := self.queue.left_in_lane(self._link):
+            log.warning(
+                "queue %s has no lane any more, and nobody takes what is left in %s (%d): start it with --priority",
+                *(self.queue.name, self.queue.high, left),
+            )
         self._be_patient()
 
     def _create(self) -> bool:

@@ -181,6 +181,18 @@ class Queue:
             return False
         return True
 
+    def left_in_lane(self, link: Link) -> int:
+        """Requests in the lane that the queue had and has no more: nobody takes them."""
+        if self._lane:
+            return 0
+        try:
+            link.call("XPENDING", self.high, self.name)  # another thing of this name has no such group
+            return int(link.call("XLEN", self.high))
+        except ServerLost:
+            raise
+        except ServerError:
+            return 0
+
     @property
     def _lane(self) -> str:
         return self.high if len(self.streams) > 1 else ""

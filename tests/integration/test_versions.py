@@ -395,6 +395,16 @@ def test_a_slot_in_its_turn_waits_for_both_streams(fleet: FleetFactory) -> None:
     assert one.credits() == 0, "all of it within one turn"
 
 
+def test_what_is_left_in_a_lane_that_is_none_any_more_is_said(fleet: FleetFactory) -> None:
+    one = fleet("modes", start=False)
+    one.client.xgroup_create(f"{one.queue}.high", one.queue, id="0", mkstream=True)
+    Producer(one.client, f"{one.queue}.high").send({"mode": "hello"})
+    one.start_bridge()
+    said = f"nobody takes what is left in {one.queue}.high (1): start it with --priority"
+    wait_until(lambda: said in one.log(), "that to be said")
+    one.client.delete(f"{one.queue}.high")
+
+
 def test_a_lane_is_canceled_in_and_can_only_be_sent_to_where_there_is_one(fleet: FleetFactory) -> None:
     one, plain = fleet("modes", priority=True), fleet("modes", start=False)
     lane = Producer(one.client, f"{one.queue}.high")
