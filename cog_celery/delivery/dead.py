@@ -25,7 +25,9 @@ DROPPED: Final = 100
 
 @dataclass(frozen=True)
 class Head:
-    """What a letter says of its request; `size`: bytes of the request's fields. Texts may be hostile."""
+    """What a letter says of its request; `size`: bytes of the request's fields. Texts may be hostile. `entry` ends with
+    `.high` if it was in the lane.
+    """
 
     id: str
     entry: str
@@ -87,7 +89,8 @@ class DeadLetters:
         return found[0] if found else None
 
     def retry(self, id: str) -> str | None:
-        """Put the request back into the stream as it was, and remove the letter, in one step: its new entry.
+        """Put the request back into the stream as it was, and remove the letter, in one step: its new entry, as it is
+        called in logs.
 
         None if there is no such letter, any more. Raises ServerError for one that has no request in it.
         """

@@ -249,7 +249,9 @@ if ARGV[8] ~= '' then
   if ARGV[4] ~= '' then show_followers(ARGV[8], KEYS[4], ARGV[4], ARGV[5]) end
   redis.call('DEL', ARGV[8])
 end
-local copy = {'reason', ARGV[6], 'entry', ARGV[1], 'attempts', ARGV[9], 'owner', ARGV[10]}
+local name = ARGV[1]
+if stream ~= queue then name = name .. '.high' end
+local copy = {'reason', ARGV[6], 'entry', name, 'attempts', ARGV[9], 'owner', ARGV[10]}
 local e = redis.call('XRANGE', stream, ARGV[1], ARGV[1])[1]
 if e and KEYS[3] ~= queue then
   local most = tonumber(ARGV[11])
@@ -430,8 +432,9 @@ note('moved', ARGV[1], KEYS[3] .. '/' .. entry, ARGV[3], ARGV[4])
 return entry
 """)
 
-# KEYS queue, dead letters. ARGV letter. The request goes back into the stream as it came, for a run like any other.
-#   -> entry | 0: there is no such letter | 1: it is none that BURY wrote
+# KEYS queue, dead letters. ARGV letter. The request goes back into the stream as it came, for a run like any other, and
+# into the lane if it came from there and there still is one.
+#   -> entry, with .high if it is in the lane | 0: there is no such letter | 1: it is none that BURY wrote
 RETRY = Script("""
 local letter = redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1])[1]
 if not letter then return 0 end
@@ -441,11 +444,15 @@ for i, name in ipairs({'reason', 'entry', 'attempts', 'owner'}) do
   if fields[2 * i - 1] ~= name then return 1 end
 end
 if #fields < 10 or #fields > 7000 then return 1 end
+local lane = ''
+if string.sub(fields[4], -5) == '.high' then
+  if redis.pcall('HGET', 'cog-celery:' .. queue .. ':settings', 'priority') == 'true' then lane = '.high' end
+end
 -- Deletes nothing. Who may not delete the letter is told so now: later, the request would be there twice.
 redis.call('XDEL', KEYS[2], '0-0')
-local entry = redis.call('XADD', queue, '*', unpack(fields, 9))
+local entry = redis.call('XADD', queue .. lane, '*', unpack(fields, 9))
 redis.call('XDEL', KEYS[2], ARGV[1])
-return entry
+return entry .. lane
 """)
 
 # KEYS queue, announce key, credits. ARGV what is announced, for how many ms, then the slots that are idle. The credits

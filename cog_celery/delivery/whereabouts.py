@@ -289,11 +289,12 @@ class _Search:
         fields = found[0][1] if found else []
         if [bytes(name) for name in fields[:8:2]] != [b"reason", b"entry", b"attempts", b"owner"]:
             return None
-        reason, entry, attempts, owner = (text(value) for value in fields[1:8:2])
+        reason, name, attempts, owner = (text(value) for value in fields[1:8:2])
+        entry = name.removesuffix(HIGH)
         value = _value(fields[8:])
         request = _request(value)
         id = request.get("id")
-        if self._id not in (str(id), entry) and not self._notes.get(entry):
+        if self._id not in (str(id), name, entry) and not self._notes.get(entry):
             return None
         buried = Event(milliseconds(letter.encode()) / 1000, f"buried: {short(reason, 200)}")
         sent = sent_at(entry)

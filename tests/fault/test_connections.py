@@ -17,6 +17,7 @@ from cog_celery.delivery.link import REPLY_TIMEOUT
 from tests.conftest import fleets_on, recording
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
+from tests.support.processes import wait_until
 from tests.support.producer import TERMINAL, Request, succeeded
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
@@ -84,7 +85,7 @@ def test_a_lost_reply_to_a_slots_step_is_found_out_by_the_slot(
     proxy.lose_reply(to=getattr(scripts, script).sha.encode())
     requests = send(patient, backlog)
     each_run_once(patient, monitor, requests)
-    assert proxy.lost == before + 1
+    wait_until(lambda: proxy.lost == before + 1, "the proxy to see that reply, too")
 
 
 def test_an_entry_that_was_served_to_a_slot_in_its_turn_by_a_lost_reply_is_found(
@@ -97,7 +98,7 @@ def test_an_entry_that_was_served_to_a_slot_in_its_turn_by_a_lost_reply_is_found
     proxy.lose_reply(to=b"XREADGROUP", holding=word.encode())
     request = patient.producer.send({"mode": "hello"}, version=word)
     each_run_once(patient, monitor, [request])
-    assert proxy.lost == before + 1
+    wait_until(lambda: proxy.lost == before + 1, "the proxy to see that reply, too")
 
 
 def test_an_entry_that_was_taken_with_a_commit_whose_reply_was_lost_is_found(
@@ -111,7 +112,7 @@ def test_an_entry_that_was_taken_with_a_commit_whose_reply_was_lost_is_found(
     proxy.lose_reply(to=scripts.COMMIT.sha.encode(), holding=word.encode())
     second = patient.producer.send({"mode": "hello"}, version=word)
     each_run_once(patient, monitor, [first, second])
-    assert proxy.lost == before + 1
+    wait_until(lambda: proxy.lost == before + 1, "the proxy to see that reply, too")
 
 
 def test_connections_that_are_all_forgotten_cost_one_wait_for_a_reply(
@@ -136,7 +137,7 @@ def test_a_ticket_that_was_sent_twice_runs_once(patient: Fleet, proxy: Proxy, mo
     before = proxy.lost
     proxy.lose_reply(to=b"LPUSH")
     each_run_once(patient, monitor, send(patient, 3))
-    assert proxy.lost == before + 1
+    wait_until(lambda: proxy.lost == before + 1, "the proxy to see that reply, too")
 
 
 def test_a_ticket_that_the_broker_lost_is_sent_again(quick: Fleet, proxy: Proxy, monitor: Monitor) -> None:
@@ -145,7 +146,7 @@ def test_a_ticket_that_the_broker_lost_is_sent_again(quick: Fleet, proxy: Proxy,
     # The name of the worker's own queue: the answer to its blocking read, with the ticket in it.
     proxy.lose_reply(to=b"BRPOP", holding=f"cog-celery.w0-{quick.queue}".encode())
     each_answered_once(quick, monitor, send(quick, 3))
-    assert proxy.lost == before + 1
+    wait_until(lambda: proxy.lost == before + 1, "the proxy to see that reply, too")
 
 
 def test_an_entry_that_a_bridge_took_by_a_lost_reply_is_found(quick: Fleet, proxy: Proxy, monitor: Monitor) -> None:
@@ -156,7 +157,7 @@ def test_an_entry_that_a_bridge_took_by_a_lost_reply_is_found(quick: Fleet, prox
     proxy.lose_reply(to=scripts.TAKE.sha.encode(), holding=word.encode())
     request = quick.producer.send({"mode": "hello"}, version=word)
     each_answered_once(quick, monitor, [request])
-    assert proxy.lost == before + 1
+    wait_until(lambda: proxy.lost == before + 1, "the proxy to see that reply, too")
 
 
 def test_lost_replies_one_after_another_lose_and_double_nothing(quick: Fleet, proxy: Proxy, monitor: Monitor) -> None:

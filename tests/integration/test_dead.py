@@ -21,6 +21,7 @@ from cog_celery.cli import main as cli
 from cog_celery.delivery.dead import DeadLetters
 from cog_celery.delivery.link import Link
 from cog_celery.delivery.stream import Delivery, Entry, Queue
+from cog_celery.delivery.whereabouts import find
 from cog_celery.errors import ServerError
 from tests.support.fleet import Fleet
 from tests.support.servers import RedisServer, as_user
@@ -43,12 +44,13 @@ class Buried:
         self.client = redis.Redis.from_url(server.url, protocol=2)
         self.letters = DeadLetters(self.client, self.queue.name)
 
-    def bury(self, fields: Fields | bytes, reason: str = "it was lost") -> str:
+    def bury(self, fields: Fields | bytes, reason: str = "it was lost", *, lane: bool = False) -> str:
         """Add a request and have it buried as a bridge does; its letter's id."""
         pairs = [(b"value", fields)] if isinstance(fields, bytes) else fields
-        entry = self.link.call("XADD", self.queue.name, "*", *(part for pair in pairs for part in pair)).decode()
-        self.link.call("XREADGROUP", "GROUP", self.queue.name, OWNER, "STREAMS", self.queue.name, ">")
-        delivery = Delivery(Entry(self.queue.name, entry), 1, None)
+        stream = self.queue.high if lane else self.queue.name
+        entry = self.link.call("XADD", stream, "*", *(part for pair in pairs for part in pair)).decode()
+        self.link.call("XREADGROUP", "GROUP", self.queue.name, OWNER, "STREAMS", stream, ">")
+        delivery = Delivery(Entry(stream, entry), 1, None)
         assert self.queue.bury(self.link, delivery, OWNER, None, b"", reason) is True
         return self.ids()[-1]
 
@@ -404,3 +406,20 @@ def test_a_server_that_is_not_there_or_a_key_of_another_type_is_one_line(buried:
         result = dead(*arguments)
         assert result.exit_code == 1
         assert "WRONGTYPE" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_letter_from_the_lane_goes_back_there_as_long_as_there_is_one(buried: Buried) -> None:
+    queue, link = buried.queue, buried.link
+    queue.agree(link, None, None, None, None, True)
+    queue.create_group(link)
+    first, second = (buried.bury(b'{"input": {}}', lane=True) for _ in range(2))
+    head = buried.letters.newest(1)[0]
+    assert head.entry.endswith("-0.high")
+    [sighting] = find(buried.client, [queue.name], head.entry).sightings
+    assert (sighting.state, sighting.letter) == ("dead", second)
+    entry = buried.letters.retry(first)
+    assert entry is not None and entry.endswith(".high") and buried.requests() == []
+    assert [id.decode() for id, _ in link.call("XRANGE", queue.high, "-", "+")] == [entry.removesuffix(".high")]
+    link.call("HSET", queue.settings_key, "priority", "false")
+    entry = buried.letters.retry(second)
+    assert [id for id, _ in buried.requests()] == [entry]
