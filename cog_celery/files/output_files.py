@@ -15,7 +15,7 @@ from cog_celery.errors import UploadError
 from cog_celery.files import mime
 from cog_celery.runtime.cog._runner.places import NotToBeGiven, real_place
 
-BLOCK: Final = 256 << 10
+BLOCK: Final = 112 << 10
 """One send, which must be done within the connect timeout: larger blocks would break slow lines."""
 
 

@@ -202,6 +202,7 @@ def test_a_full_disk_fails_what_needs_it_as_the_platforms_fault_and_the_slot_goe
         assert served.producer.predict(small)["status"] == "succeeded"
     wait_until(lambda: served.log().count("PlatformError") == 2, "both failures to be told of")
     assert not list(small_disk.rglob("large*")), "it takes up no room afterwards"
+    wait_until(lambda: not list(small_disk.glob("cog-celery-runner-*/cog-celery-*")), "the last input to be removed")
     if model == "reads_file":
         with suppress(OSError):
             for number in range(100):

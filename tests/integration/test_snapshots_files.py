@@ -15,6 +15,7 @@ from werkzeug import Response as HTTPResponse
 from tests.conftest import FleetFactory
 from tests.support.fleet import Fleet
 from tests.support.monitor import Monitor
+from tests.support.processes import wait_until
 from tests.support.producer import processing, succeeded
 
 
@@ -126,7 +127,7 @@ def test_an_input_is_downloaded_under_its_name_and_gone_afterwards(reading: Flee
     assert response["status"] == "succeeded", response
     name, content, path = re.fullmatch(r"(some file\.txt) (content) (/.*)", response["output"]).groups()  # type: ignore[union-attr]
     assert (name, content) == ("some file.txt", "content")
-    assert not Path(path).exists() and not Path(path).parent.exists()
+    wait_until(lambda: not Path(path).exists() and not Path(path).parent.exists(), "it to be removed")
 
 
 @pytest.mark.ours
