@@ -280,7 +280,7 @@ def play(world: World, seed: int, steps: int) -> None:
         ),
     )
     if world.failure is not None:
-        told = "\n".join(["", f"seed {seed}", *world.steps, "", str(world.failure)])
+        told = "\n".join(["", f"seed {seed}", *world.steps, "", str(world.failure), world.fleet.log(8_000)])
         raise AssertionError(told) from world.failure
 
 
