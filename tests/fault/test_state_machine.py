@@ -198,7 +198,9 @@ class Machine(RuleBasedStateMachine):
     @rule(index=st.integers(0, WORKERS * SLOTS - 1))
     @step
     def kill_runner(self, index: int) -> None:
-        runners = sorted(self.world.fleet.runners(), key=lambda process: process.pid)
+        # A first setup() that dies ends its worker, which whoever runs it would start again.
+        up = {worker.pid for worker in self.world.workers if "slots on queue" in worker.text()}
+        runners = sorted((one for one in self.world.fleet.runners() if one.parent in up), key=lambda one: one.pid)
         for process in runners[index : index + 1]:
             os.kill(process.pid, signal.SIGKILL)
 
