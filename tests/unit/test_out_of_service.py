@@ -186,10 +186,12 @@ def test_a_gpu_that_is_gone_ends_a_setup_and_the_pauses_between_setups(
     assert one.try_again(lambda seconds: None) and states(stage) == [None, None]
 
 
-def test_a_process_that_cannot_be_killed_is_left_behind_and_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As one that is stuck in a driver."""
+Unkillable = tuple[RunnerCommand, Callable[..., None]]
+
+
+@pytest.fixture
+def unkillable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unkillable:
+    """A runner's command, whose process we cannot kill, as one that is stuck in a driver; and what can."""
     (tmp_path / "cog.yaml").write_text("predict: predict.py:Predictor\n")
     (tmp_path / "predict.py").write_text(MODEL)
     real_kill: Callable[..., None] = os.killpg
@@ -197,8 +199,14 @@ def test_a_process_that_cannot_be_killed_is_left_behind_and_said(
     monkeypatch.setattr(os, "killpg", lambda group, number: None)
     monkeypatch.setattr(kin, "_kill_one", lambda pid, born: None)
     monkeypatch.setattr(kin.kill_kin, "__defaults__", (0.1,))
+    return RunnerCommand(sys.executable, str(tmp_path), dict(os.environ)), real_kill
+
+
+def test_a_process_that_cannot_be_killed_is_left_behind_and_said(
+    unkillable: Unkillable, caplog: pytest.LogCaptureFixture
+) -> None:
+    command, real_kill = unkillable
     with closing(Guardian()) as guardian, caplog.at_level(logging.ERROR):
-        command = RunnerCommand(sys.executable, str(tmp_path), dict(os.environ))
         stuck = Runner(command, guardian)
         process = Process.read(stuck.pid)
         stuck.setup(command, lambda lines: None, 30)
@@ -212,20 +220,11 @@ def test_a_process_that_cannot_be_killed_is_left_behind_and_said(
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_who_waits_for_a_process_that_cannot_be_killed_is_told_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
-) -> None:
+def test_who_waits_for_a_process_that_cannot_be_killed_is_told_so(unkillable: Unkillable, shared: bool) -> None:
     """Or else its slot would keep its request for ever."""
-    (tmp_path / "cog.yaml").write_text("predict: predict.py:Predictor\n")
-    (tmp_path / "predict.py").write_text(MODEL)
-    real_kill: Callable[..., None] = os.killpg
-    monkeypatch.setattr(runner, "KILL_PATIENCE", 0.2)
-    monkeypatch.setattr(os, "killpg", lambda group, number: None)
-    monkeypatch.setattr(kin, "_kill_one", lambda pid, born: None)
-    monkeypatch.setattr(kin.kill_kin, "__defaults__", (0.1,))
+    command, real_kill = unkillable
     told: list[Exception] = []
     with closing(Guardian()) as guardian:
-        command = RunnerCommand(sys.executable, str(tmp_path), dict(os.environ))
         stuck = Runner(command, guardian)
         try:
             stuck.setup(command, lambda lines: None, 30)
